@@ -1,0 +1,1 @@
+"""Key sources, key managers and QKD links: everything that makes or stores keys; usable without qvpn."""
