@@ -1,0 +1,111 @@
+"""The two edges of the packet path: :class:`Tun` (inner packets) and :class:`Bind` (outer datagrams).
+
+Both are batch interfaces, both have a twin in ``netio.memory``.  Neither blocks; readiness comes from the event
+loop through :meth:`fileno`, or in the memory twins through the callback given to ``on_readable``.
+
+An *address* is opaque to everything but the bind that made it: hashable, comparable, with a text form for status.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+VNET_HEADER = 10
+"""Bytes of ``struct virtio_net_hdr`` that precede each packet to and from a :class:`Tun` (virtio 1.2, 5.1.6)."""
+
+MAX_READ = 65_600
+"""Room one read of a :class:`Tun` needs: a superpacket and its header; a smaller buffer truncates silently."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a peer's datagrams come from.  ``ip`` is without a v4-mapped prefix; ``scope`` for link-local IPv6."""
+
+    ip: ipaddress.IPv4Address | ipaddress.IPv6Address
+    port: int
+    scope: int = 0
+
+    def __str__(self) -> str:
+        if self.ip.version == 4:
+            return f"{self.ip}:{self.port}"
+        zone = f"%{self.scope}" if self.scope else ""
+        return f"[{self.ip}{zone}]:{self.port}"
+
+
+@dataclass(slots=True)
+class Received:
+    """One receive: ``length`` bytes at ``buffer[offset:]``, equal segments of ``segment`` bytes but the last."""
+
+    buffer: memoryview
+    length: int
+    segment: int
+    address: Address
+
+
+class Tun(Protocol):
+    """An inner network device that carries ``virtio-net header + IP packet``, possibly a superpacket."""
+
+    name: str
+    mtu: int
+
+    def read_batch(self, arena: memoryview, limit: int) -> list[tuple[int, int]]:
+        """Read up to ``limit`` packets back to back into ``arena``; returns (offset, length) of each.
+
+        Stops when nothing is queued, when a superpacket (``gso_type`` != 0) was read, or when fewer than
+        :data:`MAX_READ` bytes of the arena are left.  An empty list: nothing to read.
+        """
+
+    def write_batch(self, packets: Sequence[memoryview]) -> int:
+        """Write each ``virtio header + IP packet``; returns how many the kernel took."""
+
+    def fileno(self) -> int:
+        """Descriptor for the event loop, or -1 for a twin without one."""
+
+    def on_readable(self, callback: Callable[[], None] | None) -> None:
+        """Only for twins without a descriptor: called when packets wait."""
+
+    def close(self) -> None:
+        """May be called twice."""
+
+
+class Bind(Protocol):
+    """Where outer datagrams go and come from."""
+
+    def receive_batch(self, limit: int) -> list[Received]:
+        """What has arrived, at most ``limit`` receives.  Buffers are valid until the next call."""
+
+    def send_batch(self, datagrams: Sequence[memoryview], address: Address) -> int:
+        """Send datagrams to one address in order; returns how many were taken.
+
+        Never raises for what a network does: ECONNREFUSED, ENETUNREACH, EMSGSIZE and ENOBUFS are counted in
+        :attr:`errors` by name.
+        """
+
+    def max_payload(self, address: Address) -> int:
+        """Bytes one datagram to this address can carry, from the route's MTU."""
+
+    def connect(self, address: Address) -> None:
+        """Hint that much will go to this address (a connected socket is cheaper).  May do nothing."""
+
+    def disconnect(self, address: Address) -> None:
+        """Undo :meth:`connect`."""
+
+    def filenos(self) -> list[int]:
+        """Descriptors for the event loop; changes after connect and disconnect call ``on_filenos``."""
+
+    def on_readable(self, callback: Callable[[], None] | None) -> None:
+        """Called when datagrams wait (twins) or when the set of descriptors changed (sockets)."""
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """Errno names of failed sends, counted."""
+
+    @property
+    def local(self) -> Address:
+        """The address listened on, with the real port."""
+
+    def close(self) -> None:
+        """May be called twice."""
