@@ -293,10 +293,10 @@ class _Client:
             pass  # a client that breaks the framing, or went away: nothing to tell it
         finally:
             self._device.forget(self)
+            self._writer.close()
             if self._pump is not None:
                 self._pump.cancel()
                 await asyncio.gather(self._pump, return_exceptions=True)
-            self._writer.close()
             with contextlib.suppress(OSError):
                 await self._writer.wait_closed()
 
