@@ -84,6 +84,12 @@ class Bind(Protocol):
         :attr:`errors` by name.
         """
 
+    def send_segments(self, buffer: memoryview, segment: int, address: Address) -> int:
+        """Send ``buffer`` as datagrams of ``segment`` bytes, the last one perhaps shorter; returns how many were taken.
+
+        The first so many were taken, the others were not.  Raises as little as :meth:`send_batch`.
+        """
+
     def max_payload(self, address: Address) -> int:
         """Bytes one datagram to this address can carry, from the route's MTU."""
 
@@ -94,10 +100,13 @@ class Bind(Protocol):
         """Undo :meth:`connect`."""
 
     def filenos(self) -> list[int]:
-        """Descriptors for the event loop; changes after connect and disconnect call ``on_filenos``."""
+        """Descriptors for the event loop; none for a twin."""
 
     def on_readable(self, callback: Callable[[], None] | None) -> None:
-        """Called when datagrams wait (twins) or when the set of descriptors changed (sockets)."""
+        """Only for twins without a descriptor: called when datagrams wait."""
+
+    def on_filenos(self, callback: Callable[[], None] | None) -> None:
+        """Called after the set of :meth:`filenos` changed, and before a descriptor that left it is closed."""
 
     @property
     def errors(self) -> dict[str, int]:

@@ -1,0 +1,185 @@
+"""Records: the only thing that travels between two sites once an epoch exists.  Layout as in PROTOCOL.md, "Records".
+
+::
+
+    0        1        2..3     4..7             8..15                    16..n-16      n-16..n
+    0x10     0x01     zero     receive index    counter, little-endian   ciphertext    tag
+
+Bytes 4..15 are the nonce as they stand.  There is no associated data: what the nonce does not cover (bytes 0..3) has
+exactly one accepted value, so there is nothing to alter.  Bit 63 of the counter tells control records from data; it
+is part of the nonce, so the two kinds have counters of their own under one key and cannot be turned into each other.
+
+A batch of data records takes one block of 64 counters (:mod:`qvpn.tunnel.replay`); counters that are left over are
+skipped.  :class:`Sealer` and :class:`Opener` do no I/O and know no time.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+
+from qvpn.tunnel.drops import DropReason
+from qvpn.tunnel.keys import Cipher
+from qvpn.tunnel.replay import BLOCK, INDEX_BITS, ReplayWindow
+
+RECORD_TYPE = 0x10
+WIRE_VERSION = 0x01
+HEADER = 16
+TAG = 16
+OVERHEAD = HEADER + TAG
+"""Bytes that a record adds to its plaintext."""
+
+CONTROL_BIT = 1 << 63
+
+PREFIX = bytes((RECORD_TYPE, WIRE_VERSION, 0, 0))
+
+_U32 = struct.Struct(">I")
+_HEADER = struct.Struct("<4s4sQ")
+_AEAD: dict[Cipher, type[AESGCM] | type[ChaCha20Poly1305]] = {
+    Cipher.AES_256_GCM: AESGCM,
+    Cipher.CHACHA20_POLY1305: ChaCha20Poly1305,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """AEAD calls per key and direction, failed ones included."""
+
+    rekey: int = 1 << 26
+    """From here on a new epoch is wanted."""
+    stop: int = 1 << 28
+    """From here on nothing is sealed or opened any more."""
+
+
+LIMITS = Limits()
+
+
+class Refused(Exception):
+    """A record that goes no further, and why."""
+
+    def __init__(self, reason: DropReason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+def index_bytes(index: int) -> bytes:
+    """A receive index as it stands in the header: the lane is in the low four bits of the last byte."""
+    return _U32.pack(index)
+
+
+def split_header(datagram: memoryview) -> tuple[bytes, int]:
+    """(receive index, counter with its control bit) of a record.
+
+    Raises :class:`Refused` with ``truncated``, ``bad_version`` or ``bad_header``.  Nothing is authenticated yet.
+    """
+    if len(datagram) < OVERHEAD:
+        raise Refused(DropReason.TRUNCATED)
+    prefix, index, counter = _HEADER.unpack_from(datagram)
+    if prefix != PREFIX:
+        other_version = prefix[0] == RECORD_TYPE and prefix[1] != WIRE_VERSION
+        raise Refused(DropReason.BAD_VERSION if other_version else DropReason.BAD_HEADER)
+    return index, counter
+
+
+class Sealer:
+    """The sending half of one epoch.  Never uses a counter twice; refuses when the limit is reached."""
+
+    __slots__ = ("_control_counter", "_encrypt", "_index", "_limits", "block", "calls")
+
+    def __init__(self, cipher: Cipher, key: bytes, index: int, limits: Limits = LIMITS) -> None:
+        """``index`` is the receive index that the peer chose."""
+        self._encrypt = _AEAD[cipher](key).encrypt_into
+        self._index = index_bytes(index)
+        self._limits = limits
+        self._control_counter = 0
+        self.block = 0
+        """The next unused block of data counters."""
+        self.calls = 0
+
+    def seal_batch(self, plaintexts: Sequence[memoryview], out: memoryview) -> list[int]:
+        """Seal up to 64 plaintexts as data records, back to back into ``out``; returns each record's length.
+
+        Raises :class:`Refused` with ``limit``, in which case nothing was sealed, and ValueError if there are more
+        than 64 or ``out`` is too small.
+        """
+        if len(plaintexts) > BLOCK:
+            raise ValueError(f"a batch has at most {BLOCK} records, not {len(plaintexts)}")
+        self._spend(len(plaintexts))
+        counter = self.block << INDEX_BITS
+        self.block += 1
+        lengths, position = [], 0
+        for plaintext in plaintexts:
+            length = OVERHEAD + len(plaintext)
+            self._seal(counter, plaintext, out[position : position + length])
+            lengths.append(length)
+            position += length
+            counter += 1
+        return lengths
+
+    def seal_control(self, payload: bytes) -> bytes:
+        """One control record.  Raises :class:`Refused` with ``limit``."""
+        self._spend(1)
+        counter = self._control_counter
+        self._control_counter += 1
+        record = bytearray(OVERHEAD + len(payload))
+        self._seal(CONTROL_BIT | counter, payload, memoryview(record))
+        return bytes(record)
+
+    @property
+    def wants_rekey(self) -> bool:
+        return self.calls >= self._limits.rekey
+
+    def _spend(self, calls: int) -> None:
+        if self.calls + calls > self._limits.stop:
+            raise Refused(DropReason.LIMIT)
+        self.calls += calls
+
+    def _seal(self, counter: int, plaintext: memoryview | bytes, record: memoryview) -> None:
+        _HEADER.pack_into(record, 0, PREFIX, self._index, counter)
+        self._encrypt(record[4:HEADER], plaintext, None, record[HEADER:])
+
+
+class Opener:
+    """The receiving half of one epoch: replay windows, tag, count of calls."""
+
+    __slots__ = ("_decrypt", "_limits", "calls", "control", "data")
+
+    def __init__(self, cipher: Cipher, key: bytes, limits: Limits = LIMITS) -> None:
+        self._decrypt = _AEAD[cipher](key).decrypt_into
+        self._limits = limits
+        self.data = ReplayWindow()
+        self.control = ReplayWindow()
+        self.calls = 0
+
+    def open(self, counter: int, datagram: memoryview, out: memoryview) -> int:
+        """Open a record whose header :func:`split_header` read; returns the length of the plaintext in ``out``.
+
+        Raises :class:`Refused` with ``replay``, ``limit`` or ``authentication``.  After the last, what stands in
+        ``out`` is garbage that the forger chose part of: it must be overwritten or thrown away, never passed on.
+        """
+        window = self.window(counter)
+        place = counter & (CONTROL_BIT - 1)
+        if not window.fresh(place):
+            raise Refused(DropReason.REPLAY)
+        if self.calls >= self._limits.stop:
+            raise Refused(DropReason.LIMIT)
+        self.calls += 1
+        length = len(datagram) - OVERHEAD
+        try:
+            self._decrypt(datagram[4:HEADER], datagram[HEADER:], None, out[:length])
+        except InvalidTag:
+            raise Refused(DropReason.AUTHENTICATION) from None
+        window.mark(place)
+        return length
+
+    def window(self, counter: int) -> ReplayWindow:
+        """The window this counter belongs to, by its control bit."""
+        return self.control if counter & CONTROL_BIT else self.data
+
+    @property
+    def wants_rekey(self) -> bool:
+        return self.calls >= self._limits.rekey
