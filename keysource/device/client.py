@@ -44,6 +44,7 @@ class DeviceClient:
         self._queued_bytes = 0
         self._failure: KeySourceError | None = None
         self._info: DeviceInfo | None = None
+        self._closed = False
         self._task = asyncio.create_task(self._read())
 
     @classmethod
@@ -119,20 +120,21 @@ class DeviceClient:
 
     async def aclose(self) -> None:
         """Close and wipe what was not taken.  May be called twice."""
+        self._closed = True
         self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        self._writer.close()  # before the first await: also when aclose itself is cancelled
         self._finish(None)
-        self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
         while not self._events.empty():
             event = self._events.get_nowait()
             if isinstance(event, BlockEvent):
                 event.keys[:] = bytes(len(event.keys))
         self._events.put_nowait(None)
+        await asyncio.gather(self._task, return_exceptions=True)
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
 
     async def _request(self, header: dict[str, Any], timeout: float = _REQUEST_TIMEOUT) -> Frame:
-        if self._task.done():
+        if self._closed or self._task.done():
             raise self._failure or Unavailable(f"{self.path}: the connection to the device is closed")
         answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._waiting.append((header["op"], answer))
