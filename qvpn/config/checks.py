@@ -1,0 +1,170 @@
+"""What must hold between tables: networks, hops, policies.  The rest is in the schema."""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from qvpn.config.errors import ConfigError
+from qvpn.config.schema import MIN_MTU_IPV6, Config, Initiate, KeySourceTable, Peer, Policy
+from qvpn.config.units import IPAddress, IPNetwork, parse_host_port
+
+
+def check(config: Config) -> None:
+    """Raises :class:`ConfigError` (without the file) for the first thing that does not fit together."""
+    _names(config)
+    _networks(config)
+    _mtu(config)
+    for peer in config.peer:
+        _outer_addresses(config, peer)
+        if peer.key_source is not None:
+            _key_source(config, peer, peer.key_source)
+
+
+def _wrong(peer: Peer, key: str, problem: str) -> ConfigError:
+    return ConfigError(problem, table=f'[[peer]] "{peer.name}"', key=key)
+
+
+def _names(config: Config) -> None:
+    seen = {config.site.name: "the site itself has this name"}
+    for peer in config.peer:
+        if peer.name in seen:
+            raise _wrong(peer, "name", seen[peer.name])
+        seen[peer.name] = "two peers have this name"
+
+
+def _networks(config: Config) -> None:
+    """A packet's destination must name one peer."""
+    for peer in config.peer:
+        for one, other in itertools.combinations(peer.allowed_ips, 2):
+            if _overlap(one, other):
+                raise _wrong(peer, "allowed_ips", f"{one} and {other} overlap")
+    for left, right in itertools.combinations(config.peer, 2):
+        for one, other in itertools.product(left.allowed_ips, right.allowed_ips):
+            if _overlap(one, other):
+                raise _wrong(right, "allowed_ips", f'{other} overlaps {one} of peer "{left.name}"')
+
+
+def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
+def _mtu(config: Config) -> None:
+    tunnel = config.tunnel
+    networks: list[IPNetwork] = [address.network for address in tunnel.addresses]
+    for peer in config.peer:
+        networks.extend(peer.allowed_ips)
+    if tunnel.mtu is not None and tunnel.mtu < MIN_MTU_IPV6 and any(net.version == 6 for net in networks):
+        raise ConfigError(f"IPv6 needs at least {MIN_MTU_IPV6}", table="[tunnel]", key="mtu")
+
+
+def _outer_addresses(config: Config, peer: Peer) -> None:
+    """An address that the tunnel itself needs must not be routed into a tunnel."""
+    if peer.endpoint is not None and peer.endpoint.ip is not None:
+        _not_inside(config, peer.endpoint.ip, f'[[peer]] "{peer.name}"', "endpoint")
+    for name, table in config.key_source.items():
+        for key, address in source_addresses(table):
+            _not_inside(config, address, f"[key_source.{name}]", key)
+
+
+def _not_inside(config: Config, address: IPAddress, table: str, key: str) -> None:
+    for peer in config.peer:
+        for network in peer.allowed_ips:
+            if address in network:
+                raise ConfigError(
+                    f'{address} lies in {network}, the allowed_ips of peer "{peer.name}": '
+                    "the tunnel would have to carry its own traffic",
+                    table=table,
+                    key=key,
+                )
+
+
+def source_addresses(table: KeySourceTable) -> Iterator[tuple[str, IPAddress]]:
+    """The IP addresses in a key source's table, as (key, address); names are not looked up."""
+    for key, value in table.settings.items():
+        if not isinstance(value, str):
+            continue
+        host = host_of(value)
+        try:
+            address = ipaddress.ip_address(host) if host else None
+        except ValueError:
+            continue
+        if address is not None and not address.is_unspecified:
+            yield key, address
+
+
+def host_of(value: str) -> str | None:
+    """The host of a URL or of ``HOST:PORT``, without brackets; None for anything else."""
+    try:
+        if "://" in value:
+            return urlsplit(value).hostname
+        return parse_host_port(value).host
+    except ValueError:
+        return None
+
+
+def _key_source(config: Config, peer: Peer, name: str) -> None:
+    table = config.key_source.get(name)
+    if table is None:
+        known = ", ".join(sorted(config.key_source)) or "none"
+        raise _wrong(peer, "key_source", f"there is no table [key_source.{name}]; there are: {known}")
+    if "sae" in table.settings and not peer.sae:
+        raise _wrong(peer, "sae", f"is missing: [key_source.{name}] must know what the peer is called there")
+    if peer.policy is Policy.REQUIRE_QKD:
+        _simulated(peer, name, table)
+        _harvest(peer, name, table)
+    _owner(peer, name, table)
+
+
+def _simulated(peer: Peer, name: str, table: KeySourceTable) -> None:
+    fake = table.type == "simulated" or table.settings.get("origin") == "simulated"
+    if fake and not peer.allow_simulated:
+        raise _wrong(
+            peer,
+            "allow_simulated",
+            f"[key_source.{name}] is simulated and gives no quantum security: "
+            'policy "require-qkd" takes its keys only with allow_simulated = true',
+        )
+
+
+def _harvest(peer: Peer, name: str, table: KeySourceTable) -> None:
+    settings = table.settings
+    url = settings.get("url")
+    hop = settings.get("hop", "classical-tls" if isinstance(url, str) else "local")
+    if hop != "classical-tls" or settings.get("accept_harvestable_hop") is True:
+        return
+    host = host_of(url) if isinstance(url, str) else None
+    if host is not None and not is_local(host):
+        raise ConfigError(
+            f"keys come from {host} over classical TLS: whoever records that today can read them with a quantum "
+            f'computer, so policy "require-qkd" of peer "{peer.name}" takes them only with '
+            'accept_harvestable_hop = true (or hop = "zone" inside one trusted perimeter)',
+            table=f"[key_source.{name}]",
+            key="hop",
+        )
+
+
+def is_local(host: str) -> bool:
+    """Does the host name this machine's loopback?"""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _owner(peer: Peer, name: str, table: KeySourceTable) -> None:
+    """The initiator issues; so a side that always starts must own keys, and one that never does need not."""
+    owner, end = table.settings.get("owner"), table.settings.get("end")
+    if owner not in ("a", "b") or end not in ("a", "b"):
+        return
+    ours = owner == end
+    if peer.initiate is Initiate.ALWAYS and not ours:
+        raise _wrong(
+            peer, "initiate", f'"always" cannot work: the keys of [key_source.{name}] belong to the other end'
+        )
+    if peer.initiate is Initiate.NEVER and ours:
+        raise _wrong(peer, "initiate", f'"never" cannot work: the keys of [key_source.{name}] belong to this end')
