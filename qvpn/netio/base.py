@@ -85,7 +85,7 @@ class Bind(Protocol):
         """
 
     def send_segments(self, buffer: memoryview, segment: int, address: Address) -> int:
-        """Send ``buffer`` as datagrams of ``segment`` bytes, the last one perhaps shorter; returns how many were taken.
+        """Send ``buffer`` as datagrams of ``segment`` bytes (the last perhaps shorter); returns how many were taken.
 
         The first so many were taken, the others were not.  Raises as little as :meth:`send_batch`.
         """

@@ -126,7 +126,7 @@ class MemoryNetwork:
         """``sent``, ``lost``, ``duplicated``, ``delivered``, ``blocked``, ``no_listener``, ``overflow``."""
         self.tap: Callable[[Address, Address, bytes], None] | None = None
         """Sees every datagram that is sent, before the network touches it."""
-        self._random = random.Random(seed)  # noqa: S311 - impairments of a test network
+        self._random = random.Random(seed)
         self._default = impairments or Impairments()
         self._links: dict[tuple[Address, Address], Impairments] = {}
         self._blocked: set[tuple[Address, Address]] = set()

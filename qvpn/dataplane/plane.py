@@ -1,0 +1,212 @@
+"""The packet path as one object: TUN and network joined by peers' epochs, driven by the event loop.
+
+Control (the agent) adds peers, installs and erases epochs, sets endpoints and hears of what it must act on through
+:class:`~qvpn.dataplane.hooks.PlaneHooks`.  The plane decides nothing about policy: without an epoch nothing passes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from qvpn.dataplane.hooks import PlaneHooks
+from qvpn.dataplane.inbound import Inbound
+from qvpn.dataplane.outbound import Outbound
+from qvpn.dataplane.peers import Peer, PeerTable
+from qvpn.dataplane.stats import PeerTraffic
+from qvpn.netio.base import VNET_HEADER, Address, Bind, Tun
+from qvpn.tunnel.allowedips import IPNetwork
+from qvpn.tunnel.drops import DropReason, Drops
+from qvpn.tunnel.epoch import Epoch
+from qvpn.tunnel.keys import EpochKeys
+from qvpn.tunnel.records import LIMITS, OVERHEAD, Limits, Refused
+
+RECEIVE_LIMIT = 16
+"""Receives per callback: then the other direction has its turn."""
+
+TICK = 1.0
+"""Seconds between two looks at the clock while no epoch ends earlier."""
+
+MAX_TUNNEL_MTU = 65_535 - VNET_HEADER
+
+
+def tunnel_mtu(max_payload: int) -> int:
+    """MTU of the tunnel over a path whose datagrams carry ``max_payload`` bytes (``Bind.max_payload``)."""
+    return min(max_payload - OVERHEAD - VNET_HEADER, MAX_TUNNEL_MTU)
+
+
+class Plane:
+    """One TUN, one bind, any number of peers.  All methods belong to the event loop's thread."""
+
+    def __init__(
+        self, tun: Tun, bind: Bind, clock: Callable[[], float], hooks: PlaneHooks, *, limits: Limits = LIMITS
+    ) -> None:
+        """``clock`` gives seconds of the daemon's clock (CLOCK_BOOTTIME), the one of ``EpochKeys.hard_end``."""
+        self._tun = tun
+        self._bind = bind
+        self._clock = clock
+        self._hooks = hooks
+        self._table = PeerTable(limits)
+        self._inbound = Inbound(self._table, tun, hooks)
+        self._outbound = Outbound(self._table, tun, bind, hooks)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._watched: set[int] = set()
+        self._closed = False
+
+    # peers
+
+    def add_peer(self, peer: str, allowed_ips: Sequence[IPNetwork], *, overlap: float) -> None:
+        """``overlap`` in seconds.  Raises ValueError if the name or a prefix is taken."""
+        self._table.add(peer, allowed_ips, overlap)
+
+    def remove_peer(self, peer: str) -> None:
+        """Erase its epochs and forget it.  Raises KeyError if there is none, as all methods below."""
+        self.set_endpoint(peer, None)
+        self._table.remove(peer)
+
+    def set_endpoint(self, peer: str, address: Address | None) -> None:
+        """Where the peer's records go from now on; None: nowhere."""
+        known = self._table[peer]
+        old = known.endpoint
+        if old == address:
+            return
+        known.set_endpoint(address)
+        if old is not None and not any(other.endpoint == old for other in self._table):
+            self._bind.disconnect(old)
+        if address is not None:
+            self._bind.connect(address)
+        known.measure_path(self._bind)
+
+    # epochs
+
+    def install(self, peer: str, keys: EpochKeys) -> None:
+        """Open records under these keys from now on; the initiator seals under them at once.
+
+        Raises ValueError if the receive index is in use.
+        """
+        self._table.install(self._table[peer], keys, self._clock())
+
+    def hold(self, peer: str, receive_index: int) -> None:
+        """Never seal under this epoch again; it is erased after one overlap."""
+        self._table[peer].epochs.hold(receive_index, self._clock())
+
+    def erase(self, peer: str, receive_index: int) -> None:
+        """Erase one epoch now; nothing happens if it is gone."""
+        self._table.erase(self._table[peer], receive_index)
+
+    def erase_all(self, peer: str) -> None:
+        """Erase all epochs of a peer now: nothing passes until the next :meth:`install`."""
+        self._table.erase_all(self._table[peer])
+
+    # control
+
+    def send_control(
+        self, peer: str, payload: bytes, *, receive_index: int | None = None, address: Address | None = None
+    ) -> bool:
+        """Send a control record under the epoch that seals, or under that with our ``receive_index``.
+
+        ``address`` (default: the endpoint) is for probes.  False, and counted, if it could not be sent.
+        """
+        known, now = self._table[peer], self._clock()
+        epoch = self._control_epoch(known, receive_index, now)
+        target = address or known.endpoint
+        if epoch is None or target is None:
+            known.drops.count(DropReason.NO_KEY if epoch is None else DropReason.NO_ENDPOINT)
+            return False
+        try:
+            record = epoch.sealer.seal_control(payload)
+        except Refused as refused:
+            known.drops.count(refused.reason)
+            return False
+        if not self._bind.send_batch([memoryview(record)], target):
+            known.drops.count(DropReason.SEND_FAILED)
+            return False
+        known.last_sent = now
+        return True
+
+    def send_handshake(self, datagrams: Sequence[bytes], address: Address) -> None:
+        """Send cold handshake datagrams as they are."""
+        self._bind.send_batch([memoryview(datagram) for datagram in datagrams], address)
+
+    def _control_epoch(self, peer: Peer, receive_index: int | None, now: float) -> Epoch | None:
+        if receive_index is None:
+            return self._table.sending(peer, now)
+        epoch = peer.epochs.get(receive_index)
+        return epoch if epoch is not None and now < epoch.ends else None
+
+    # what happened
+
+    def stats(self, peer: str) -> PeerTraffic:
+        """A snapshot of one peer."""
+        return self._table[peer].traffic(self._clock())
+
+    @property
+    def drops(self) -> Drops:
+        """What cannot be charged to a peer: unknown index, no route, broken headers."""
+        return self._table.drops
+
+    # the loop
+
+    def start(self) -> None:
+        """Begin to move packets.  Descriptors are watched by the running loop; twins call back by themselves."""
+        if self._tun.fileno() >= 0 or self._bind.filenos():
+            self._loop = asyncio.get_running_loop()
+            self._bind.on_filenos(self._watch)
+            self._watch()
+            self._arm()
+        self._bind.on_readable(self._on_network)
+        self._tun.on_readable(self._on_tun)
+
+    def close(self) -> None:
+        """Stop, and erase every key.  TUN and bind stay open: they are their opener's.  May be called twice."""
+        self._closed = True
+        self._tun.on_readable(None)
+        self._bind.on_readable(None)
+        self._bind.on_filenos(None)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._watch()
+        for peer in self._table:
+            self._table.erase_all(peer)
+
+    def tick(self) -> None:
+        """Erase epochs whose time is over, and look at the route's MTU again.
+
+        The running loop does it by itself; virtual time must be told.
+        """
+        now = self._clock()
+        for peer in self._table:
+            self._table.expire(peer, now)
+            peer.measure_path(self._bind)
+
+    def _on_tun(self) -> None:
+        self._outbound.pump(self._clock())
+
+    def _on_network(self) -> None:
+        received = self._bind.receive_batch(RECEIVE_LIMIT)
+        now = self._clock()
+        for each in received:
+            self._inbound.process(each, now)
+
+    def _watch(self) -> None:
+        """Watch exactly the descriptors that are open now."""
+        if self._loop is None:
+            return
+        network = set() if self._closed else set(self._bind.filenos())
+        tun = set() if self._closed or self._tun.fileno() < 0 else {self._tun.fileno()}
+        for gone in self._watched - network - tun:
+            self._loop.remove_reader(gone)
+        for descriptor in network - self._watched:
+            self._loop.add_reader(descriptor, self._on_network)
+        for descriptor in tun - self._watched:
+            self._loop.add_reader(descriptor, self._on_tun)
+        self._watched = network | tun
+
+    def _arm(self) -> None:
+        if self._loop is None or self._closed:
+            return
+        self.tick()
+        end = self._table.next_end()
+        wait = TICK if end is None else min(TICK, max(0.0, end - self._clock()))
+        self._timer = self._loop.call_later(wait, self._arm)

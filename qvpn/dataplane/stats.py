@@ -1,0 +1,55 @@
+"""Frozen snapshots of what the packet path did, for status, metrics and tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qvpn.netio.base import Address
+from qvpn.tunnel.epoch import EpochRole
+from qvpn.tunnel.keys import EpochState
+
+
+@dataclass(frozen=True, slots=True)
+class EpochStatus:
+    """One live epoch.  ``age`` and ``remaining`` are in seconds at the time of the snapshot."""
+
+    number: int
+    receive_index: int
+    send_index: int
+    state: EpochState
+    role: EpochRole
+    initiator: bool
+    confirmed: bool
+    held: bool
+    age: float
+    hard_end: float
+    """On the daemon's clock."""
+    remaining: float
+    """Until this side erases it: its hard end, or the end of its overlap."""
+    sealed: int
+    """AEAD calls with the sending key."""
+    opened: int
+    """AEAD calls with the receiving key, failed ones included."""
+    marked: int
+    """Counters marked in its replay windows: records that verified."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerTraffic:
+    """One peer's traffic.  Bytes and packets are inner IP packets."""
+
+    peer: str
+    endpoint: Address | None
+    sent_bytes: int
+    sent_packets: int
+    sent_records: int
+    received_bytes: int
+    received_packets: int
+    received_records: int
+    drops: dict[str, int]
+    """Packets or datagrams not passed on, by reason."""
+    last_received: float | None
+    """When the last record verified, on the daemon's clock."""
+    last_sent: float | None
+    """When the last record (data or control) was given to the network, on the daemon's clock."""
+    epochs: tuple[EpochStatus, ...]
