@@ -1,0 +1,131 @@
+"""What the daemon tells about itself: frozen snapshots, and their JSON form (``schema`` 1).
+
+Within one schema number fields are added, never renamed or removed.  Times are seconds; a time span that has no
+value now is ``null``.  Nothing here is secret: of a key_ID only a hash is shown, the same at both ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+from dataclasses import dataclass, field
+
+SCHEMA = 1
+SIMULATED = "SIMULATED: no quantum security"
+
+
+@dataclass(frozen=True, slots=True)
+class EpochView:
+    """The epoch that a peer's packets leave under."""
+
+    number: int
+    state: str
+    role: str
+    """Who we were in its handshake: ``initiator`` or ``responder``."""
+    age: float
+    hard_end_in: float
+    next_rekey_in: float | None
+    origin: str | None
+    """Where its key was made; None where no key of a source is in it."""
+    key_id_hash: str | None
+    """First 8 hexadecimal digits of SHA-256 of the key_ID: equal at both ends."""
+    simulated: str | None
+    """:data:`SIMULATED` while the epoch rests on a simulated key."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerView:
+    """One peer."""
+
+    name: str
+    state: str
+    """``qkd``, ``chained``, ``pqc`` or ``blocked``."""
+    policy: str
+    fingerprint: str
+    endpoint: str | None
+    key_source: str | None
+    epoch: EpochView | None
+    simulated: str | None
+    last_handshake: float | None
+    """Seconds since the newest epoch was confirmed."""
+    rekeys: int
+    """Epochs confirmed after the first one."""
+    epochs: int
+    """Epochs confirmed."""
+    keys_used: int
+    """Keys of the source that are in confirmed epochs."""
+    handshake_seconds: float | None
+    """How long the newest handshake took."""
+    failures: int
+    last_failure: str | None
+    alarms: int
+    last_alarm: str | None
+    sent_packets: int
+    sent_bytes: int
+    received_packets: int
+    received_bytes: int
+    last_received: float | None
+    """Seconds since the last record verified."""
+    drops: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceView:
+    """One key source, as it last said."""
+
+    name: str
+    type: str
+    ready: bool
+    reason: str
+    origin: str | None
+    hop: str
+    survives_harvest: bool
+    stored_keys: int | None
+    key_rate: float | None
+    qber: float | None
+    alarm: str | None
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class SiteView:
+    """The whole daemon."""
+
+    site: str
+    pid: int
+    version: str
+    uptime: float
+    fingerprint: str
+    listen: str
+    interface: str
+    mtu: int
+    peers: tuple[PeerView, ...]
+    key_sources: tuple[SourceView, ...]
+    drops: dict[str, int] = field(default_factory=dict)
+    send_errors: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values for ``json.dumps``."""
+        return {"schema": SCHEMA, **_plain(dataclasses.asdict(self))}
+
+
+def _plain(value: dict[str, object]) -> dict[str, object]:
+    return {key: _value(entry) for key, entry in value.items()}
+
+
+def _value(value: object) -> object:
+    if isinstance(value, dict):
+        return _plain(value)
+    if isinstance(value, list | tuple):
+        return [_value(entry) for entry in value]
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, float):
+        return round(value, 3)
+    return value
+
+
+def key_id_hash(key_id: str) -> str:
+    """What status and log show of a key_ID: enough to compare both ends, nothing to fetch a key with."""
+    return hashlib.sha256(key_id.encode()).hexdigest()[:8]
