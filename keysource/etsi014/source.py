@@ -1,0 +1,218 @@
+"""Keys from a KME that speaks ETSI GS QKD 014 V1.1.1, as a :class:`~keysource.base.KeySource`."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+import ssl
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from keysource.base import Hop, Key, Origin, SaePair, SourceContext, SourceStatus
+from keysource.errors import BadAnswer, BadSettings, KeySourceError, Unavailable
+from keysource.etsi014 import tls
+from keysource.etsi014.client import TIMEOUT, Etsi014Client
+from keysource.etsi014.messages import DeliveredKey, Extension, StatusAnswer
+from keysource.etsi014.settings import check_sae, settings_untrusted
+
+_REMEMBERED_KEYS = 4096
+_MAX_HOPS = 255
+
+
+class Etsi014Source:
+    """One KME, one local SAE.  For checks before the start: ``settings`` (``hop``, ``harvestable``, ``host``)."""
+
+    def __init__(self, settings: Mapping[str, object], context: SourceContext) -> None:
+        self.settings = settings_untrusted(settings)
+        self._context = context
+        self._client: Etsi014Client | None = None
+        self._seen = _SeenKeys()
+
+    async def start(self) -> None:
+        """Load the certificates.  A KME that does not answer yet is no error: ``status`` says so.
+
+        Raises:
+            BadSettings: a file is missing, is no PEM, has a wrong mode; or ``hop`` claims what cannot be checked.
+        """
+        if self._client is not None:
+            return
+        context = self._tls_context()
+        if self.settings.hop is Hop.PQ_TLS:
+            await self._check_group(context)
+        self._client = Etsi014Client(self.settings.url, context, method=self.settings.method)
+
+    async def aclose(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    def sae_pair(self, peer_sae: str) -> SaePair:
+        return SaePair(self.settings.sae, peer_sae)
+
+    async def status(self, peer_sae: str) -> SourceStatus:
+        """From GET status and, where the KME is ours, from its ``status_extension``."""
+        try:
+            answer = await self._opened().status(_peer(peer_sae))
+        except KeySourceError as error:
+            return self._status(False, str(error))
+        try:
+            origin = self._origin(answer.extension)
+        except BadAnswer as error:
+            return self._status(False, str(error))
+        alarm = _text(answer.extension.get("qvpn_alarm"))
+        reason = _not_ready(answer, alarm)
+        return self._status(not reason, reason, origin=origin, alarm=alarm, answer=answer)
+
+    async def get_key(self, peer_sae: str) -> Key:
+        delivered = await self._opened().enc_keys(_peer(peer_sae))
+        return self._accept(delivered[0])
+
+    async def get_key_with_id(self, peer_sae: str, key_id: str) -> Key:
+        delivered = await self._opened().dec_keys(_peer(peer_sae), [key_id])
+        return self._accept(delivered[0])
+
+    def _accept(self, delivered: DeliveredKey) -> Key:
+        try:
+            origin, hops = self._origin(delivered.extension), _hops(delivered.extension)
+            self._seen.check(delivered)
+        except BadAnswer:
+            delivered.material[:] = bytes(len(delivered.material))
+            raise
+        return Key(delivered.key_id, delivered.material, origin, hops)
+
+    def _origin(self, extension: Extension) -> Origin:
+        """What operator and KME say together.  Raises :class:`BadAnswer` where they differ."""
+        said, configured = extension.get("qvpn_origin"), self.settings.origin
+        if said is None:
+            return configured or Origin.EXTERNAL
+        try:
+            origin = Origin(said)
+        except ValueError:
+            raise BadAnswer(
+                f"{self.settings.url}: the KME names an origin that is none: {str(said)[:20]!r}"
+            ) from None
+        if configured is not None and origin is not configured:
+            raise BadAnswer(
+                f"{self.settings.url}: the KME says that its keys are {origin.value!r}, the configuration says"
+                f" {configured.value!r}; the key is refused"
+            )
+        return origin
+
+    def _status(
+        self,
+        ready: bool,
+        reason: str,
+        *,
+        origin: Origin | None = None,
+        alarm: str | None = None,
+        answer: StatusAnswer | None = None,
+    ) -> SourceStatus:
+        extension = answer.extension if answer else {}
+        return SourceStatus(
+            ready=ready,
+            reason=reason,
+            origin=origin or self.settings.origin,
+            hop=self.settings.hop,
+            stored_keys=answer.stored_key_count if answer else None,
+            key_rate=_real(extension.get("qvpn_key_rate")),
+            alarm=alarm,
+            qber=_real(extension.get("qvpn_qber")),
+            survives_harvest=not self.settings.harvestable,
+        )
+
+    def _opened(self) -> Etsi014Client:
+        if self._client is None:
+            raise Unavailable(f"key source {self._context.name!r} is not started", answered=True)
+        return self._client
+
+    def _tls_context(self) -> ssl.SSLContext:
+        ca = self._file("ca", self.settings.ca, self._context.read_file)
+        certificate = self._file("certificate", self.settings.certificate, self._context.read_file)
+        private_key = self._file("private_key", self.settings.private_key, self._context.read_secret)
+        try:
+            return tls.client_context(ca, certificate, private_key)
+        except ValueError as error:
+            raise BadSettings(str(error), key="ca" if "CA" in str(error) else "private_key") from None
+
+    def _file(self, key: str, name: str, read: Callable[[Path], bytes]) -> bytes:
+        path = self._context.path(name)
+        try:
+            return read(path)
+        except OSError as error:
+            raise BadSettings(f"{key}: {path}: {error.strerror or error}", key=key) from None
+        except ValueError as error:
+            raise BadSettings(f"{key}: {error}", key=key) from None
+
+    async def _check_group(self, context: ssl.SSLContext) -> None:
+        """Allow post-quantum groups only, and where the KME answers already, read back what came of it."""
+        try:
+            tls.restrict_to_post_quantum(context)
+        except ValueError as error:
+            raise BadSettings(f"hop: {error}", key="hop") from None
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                _reader, writer = await asyncio.open_connection(self.settings.host, self.settings.port, ssl=context)
+        except (OSError, TimeoutError):
+            return  # the restriction of the context holds whenever it comes up
+        group = tls.negotiated_group(writer.get_extra_info("ssl_object")) or ""
+        writer.close()
+        if "MLKEM" not in group.upper():
+            raise BadSettings(f"hop: the KME negotiated the classical group {group!r}", key="hop")
+
+
+class _SeenKeys:
+    """Refuses a key whose bytes or key_ID were delivered before; remembers tags under a key of this process."""
+
+    def __init__(self) -> None:
+        self._tag_key = secrets.token_bytes(32)
+        self._tags: OrderedDict[bytes, None] = OrderedDict()
+
+    def check(self, delivered: DeliveredKey) -> None:
+        """Raises :class:`BadAnswer`."""
+        of_bytes = hmac.digest(self._tag_key, b"key" + delivered.material, "sha256")
+        of_id = hmac.digest(self._tag_key, b"id" + delivered.key_id.encode(), "sha256")
+        if of_bytes in self._tags:
+            raise BadAnswer("the KME delivered bytes that it had delivered before under another key_ID")
+        if of_id in self._tags:
+            raise BadAnswer("the KME delivered a key_ID that it had delivered before")
+        for tag in (of_bytes, of_id):
+            self._tags[tag] = None
+        while len(self._tags) > 2 * _REMEMBERED_KEYS:
+            self._tags.popitem(last=False)
+
+
+def _peer(peer_sae: str) -> str:
+    try:
+        return check_sae(peer_sae)
+    except ValueError as error:
+        raise BadSettings(f"sae: {error}", key="sae") from None
+
+
+def _not_ready(answer: StatusAnswer, alarm: str | None) -> str:
+    """Empty where a draw may be tried.  A foreign KME's count does not decide: as slave we may well have none."""
+    if alarm is not None:
+        return f"the KME reports an alarm: {alarm}"
+    if answer.extension.get("qvpn_held_keys") == 0:
+        return "the KME holds no keys for this pair"
+    return ""
+
+
+def _hops(extension: Extension) -> int:
+    hops = extension.get("qvpn_hops", 0)
+    if not isinstance(hops, int) or isinstance(hops, bool) or not 0 <= hops <= _MAX_HOPS:
+        raise BadAnswer("the KME names a number of hops that is none")
+    return hops
+
+
+def _text(value: object) -> str | None:
+    if not isinstance(value, str):
+        return None
+    return "".join(c if c.isprintable() else " " for c in value[:200])
+
+
+def _real(value: object) -> float | None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
+        return float(value)
+    return None
