@@ -1,0 +1,5 @@
+"""``python -m qvpn``."""
+
+from qvpn.cli.main import main
+
+main()

@@ -1,0 +1,151 @@
+"""``qvpn init``: two site folders that become a tunnel when copied to two hosts.
+
+The folders are made beside their final place and moved in when they are complete, so a failure leaves nothing.  Key
+material, KME and link files are made by the programs that own them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qvpn import privileged
+from qvpn.cli.output import fail, usage
+from qvpn.cli.templates import PairFacts, SiteFacts, render
+from qvpn.config import identity
+from qvpn.config.load import parse_config
+from qvpn.config.units import parse_duration, parse_host_port, parse_name, parse_network
+
+KINDS = ("simulated", "etsi014", "file")
+_INNER = {"a": "10.90.0.1", "b": "10.90.0.2"}
+_PROGRAM_TIMEOUT = 60.0
+
+
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the two site folders are made.")],
+    left: Annotated[str, typer.Option(help="Left site: NAME@HOST:PORT; HOST is a name, IPv4 or [IPv6].")],
+    right: Annotated[str, typer.Option(help="Right site, likewise.")],
+    key_source: Annotated[
+        str, typer.Option(help="Where session keys come from: simulated, etsi014 or file.")
+    ] = "file",
+    allow_simulated: Annotated[
+        bool, typer.Option("--allow-simulated", help="Accept keys that give no quantum security.")
+    ] = False,
+    rekey: Annotated[str, typer.Option(help='Time between two handshakes, such as "60s".')] = "60s",
+    left_net: Annotated[list[str] | None, typer.Option(help="Network behind the left site; may be repeated.")] = None,
+    right_net: Annotated[list[str] | None, typer.Option(help="Network behind the right site.")] = None,
+) -> None:
+    """Write the configurations, keys and certificates of two sites, ready to be copied to two hosts."""
+    sites = (_site(left, "--left", "a", left_net or []), _site(right, "--right", "b", right_net or []))
+    _check_usage(sites, key_source, allow_simulated, rekey)
+    _refuse_existing(directory, sites)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".qvpn-init-", dir=directory) as work:
+            _make(Path(work), directory, sites, key_source, allow_simulated, rekey)
+            for site in sites:
+                (Path(work) / site.name).rename(directory / site.name)
+    except OSError as error:
+        raise fail(f"qvpn: {error.filename or directory}: {error.strerror}") from None
+    _print_commands(directory, sites, key_source)
+
+
+def _site(text: str, option: str, end: str, networks: list[str]) -> SiteFacts:
+    name, at, place = text.partition("@")
+    try:
+        if not at:
+            raise ValueError("write NAME@HOST:PORT")
+        nets = tuple(str(parse_network(network)) for network in networks)
+        return SiteFacts(parse_name(name), parse_host_port(place), end, _INNER[end], nets)
+    except ValueError as error:
+        raise usage(f"{option} {text}: {error}") from None
+
+
+def _check_usage(sites: Sequence[SiteFacts], kind: str, allow_simulated: bool, rekey: str) -> None:
+    if sites[0].name == sites[1].name:
+        raise usage("the two sites need different names")
+    if kind not in KINDS:
+        raise usage(f"--key-source is one of {', '.join(KINDS)}, not {kind!r}")
+    try:
+        parse_duration(rekey)
+    except ValueError as error:
+        raise usage(f"--rekey {rekey}: {error}") from None
+    if kind != "file" and not allow_simulated:
+        fed = "is" if kind == "simulated" else "means test KMEs that are fed by"
+        raise usage(
+            f"--key-source {kind} {fed} a simulated link, which gives no quantum security: "
+            "say so with --allow-simulated"
+        )
+
+
+def _refuse_existing(directory: Path, sites: Sequence[SiteFacts]) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise fail(f"qvpn: {directory}: is not a folder")
+    for site in sites:
+        place = directory / site.name
+        if place.exists() or place.is_symlink():
+            raise fail(f"qvpn: {place}: exists already, and nothing is overwritten")
+
+
+def _make(
+    work: Path, final: Path, sites: tuple[SiteFacts, SiteFacts], kind: str, allow_simulated: bool, rekey: str
+) -> None:
+    for site in sites:
+        (work / site.name).mkdir(mode=0o700)
+    source = {"file": _make_file, "etsi014": _make_etsi014, "simulated": _make_simulated}[kind](work, sites)
+    pair = PairFacts(kind, rekey, allow_simulated, source)
+    for site, peer in (sites, sites[::-1]):
+        text = render(site, peer, pair).encode()
+        parse_config(text, final / site.name / "qvpn.toml")
+        privileged.write_public(work / site.name / "qvpn.toml", text)
+        keys = identity.generate()
+        privileged.write_secret(work / site.name / f"{site.name}.key", keys.pem())
+        for folder in (site.name, peer.name):
+            privileged.write_public(work / folder / f"{site.name}.pub", keys.public.pem())
+
+
+def _make_file(work: Path, sites: tuple[SiteFacts, SiteFacts]) -> dict[str, dict[str, object]]:
+    _program("keysource.file", *(str(work / site.name / "courier.keys") for site in sites))
+    return {site.name: {"path": "courier.keys", "end": site.end} for site in sites}
+
+
+def _make_etsi014(work: Path, sites: tuple[SiteFacts, SiteFacts]) -> dict[str, dict[str, object]]:
+    raise fail("qvpn: etsi014 is not ready yet")
+
+
+def _make_simulated(work: Path, sites: tuple[SiteFacts, SiteFacts]) -> dict[str, dict[str, object]]:
+    raise fail("qvpn: simulated is not ready yet")
+
+
+def _program(module: str, *arguments: str) -> str:
+    """Run a program of this installation to its end and return its output; a failure ends ``init``."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=_PROGRAM_TIMEOUT,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        raise fail(f"qvpn: {module} did not end within {_PROGRAM_TIMEOUT:.0f} seconds") from None
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.strip().splitlines()
+        raise fail(f"qvpn: {module} failed: {lines[-1] if lines else error.returncode}") from None
+    return done.stdout
+
+
+def _print_commands(directory: Path, sites: Sequence[SiteFacts], kind: str) -> None:
+    """What to do next, on each host."""
+    for site in sites:
+        place = directory / site.name
+        print(f"site {site.name}: copy {place} to {site.endpoint.host} (it holds secrets), then run there as root:")
+        print(f"    qvpn up {site.name}/qvpn.toml")
+    print(f"then ping the other site's inner address, for example from {sites[0].name}: ping {sites[1].inner}")

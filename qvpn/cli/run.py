@@ -1,0 +1,45 @@
+"""``qvpn check``, ``up`` and ``demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qvpn.cli.output import fail, usage
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The site's qvpn.toml.", show_default=False)]
+
+
+def check(file: File) -> None:
+    """Check a configuration and the files that it names, without starting anything."""
+    from qvpn import daemon  # here: the daemon's imports cost half a second that other commands need not pay
+
+    for line in daemon.check(file):
+        print(line)
+
+
+def up(file: File) -> None:
+    """Run the site's daemon in the foreground until Ctrl-C, SIGTERM or qvpn down."""
+    from qvpn import daemon
+
+    code = daemon.run(file)
+    if code:
+        raise typer.Exit(code)
+
+
+def demo(
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    transport: Annotated[str, typer.Option(help="How the sites reach each other: udp.")] = "udp",
+) -> None:
+    """Two sites, an untrusted network, KMEs and a simulated QKD link on this machine, step by step."""
+    if transport != "udp":
+        raise usage(f'--transport is "udp" in this version, not {transport!r}')
+    try:
+        from qvpn.demo.run import main
+    except ImportError:
+        raise fail("qvpn: this installation has no demo") from None
+    code = main(json=json, transport=transport)
+    if code:
+        raise typer.Exit(code)
