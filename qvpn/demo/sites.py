@@ -1,0 +1,117 @@
+"""The programs of a site, seen from the lab: configurations made by ``qvpn init``, daemons and what they say.
+
+Nothing here knows a key or a state of its own: what a daemon is doing is asked over its control socket.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qvpn import uapi
+from qvpn.demo import toml
+from qvpn.demo.lab import SITES, WAN4, Lab
+from qvpn.demo.launch import SITE
+from qvpn.demo.process import Process, environment, program
+from qvpn.demo.steps import wait_for
+
+PORT = 51840
+INNER4 = {"alice": "10.90.0.1", "bob": "10.90.0.2"}
+INNER6 = {"alice": "fd90::1", "bob": "fd90::2"}
+OTHER = {"alice": "bob", "bob": "alice"}
+
+
+def init(lab: Lab, *options: str, outer: dict[str, str] = WAN4) -> None:
+    """Run ``qvpn init`` for both sites of the lab; raises subprocess.CalledProcessError with what it said."""
+    ends = []
+    for option, site in zip(("--left", "--right"), SITES, strict=True):
+        host = f"[{outer[site]}]" if ":" in outer[site] else outer[site]
+        ends += [option, f"{site}@{host}:{PORT}"]
+    subprocess.run(
+        [*program("qvpn"), "init", str(lab.folder / "sites"), *ends, *options],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        env=environment(),
+    )
+
+
+def change(lab: Lab, site: str, edit: Callable[[toml.Table], None], file: str = "qvpn.toml") -> None:
+    """Change one of a site's configurations (see :mod:`qvpn.demo.toml`)."""
+    toml.change(lab.site_folder(site) / file, edit)
+
+
+def with_ipv6_inside(lab: Lab, site: str, file: str = "qvpn.toml") -> None:
+    """Give the tunnel an inner IPv6 address beside the IPv4 one that ``init`` wrote."""
+
+    def edit(table: toml.Table) -> None:
+        table["tunnel"]["addresses"].append(f"{INNER6[site]}/64")
+        table["peer"][0]["allowed_ips"].append(f"{INNER6[OTHER[site]]}/128")
+
+    change(lab, site, edit, file)
+
+
+class Daemon:
+    """A ``qvpn up FILE`` in a site, and what its control socket says."""
+
+    def __init__(self, lab: Lab, site: str, file: str = "qvpn.toml", name: str = "qvpn") -> None:
+        self.site = site
+        self.name = name
+        self._lab = lab
+        self._file = file
+        self.process: Process | None = None
+
+    def start(self) -> None:
+        command = [*program("qvpn"), "up", str(SITE / self._file)]
+        self.process = self._lab[self.site].start(self.name, command, site=True)
+
+    @property
+    def socket(self) -> Path:
+        return (self._lab.site_folder(self.site) / self._file).parent / "state" / "control.sock"
+
+    def status(self) -> dict[str, Any]:
+        """The daemon's status (``qvpn.status``); raises uapi.UapiError where it does not answer."""
+        answer = uapi.ask(self.socket, "status")["status"]
+        if not isinstance(answer, dict):
+            raise uapi.UapiError(f"{self.socket}: no status")
+        return answer
+
+    def peer(self) -> dict[str, Any]:
+        """What it says of its only peer."""
+        found = self.status()["peers"][0]
+        assert isinstance(found, dict)
+        return found
+
+    def source(self) -> dict[str, Any]:
+        """What it says of its only key source."""
+        found = self.status()["key_sources"][0]
+        assert isinstance(found, dict)
+        return found
+
+    def answers(self) -> bool:
+        try:
+            self.status()
+        except uapi.UapiError:
+            return False
+        return True
+
+    def state(self) -> str:
+        """The policy word for its peer now, ``down`` where the daemon does not answer."""
+        try:
+            return str(self.peer()["state"])
+        except uapi.UapiError:
+            return "down"
+
+    def wait_state(self, *wanted: str, within: float) -> float:
+        """Wait until the peer is in one of these states; StepFailed otherwise.  Returns the seconds it took."""
+        what = f"{self.site} ({self.name}) in state {' or '.join(wanted)}"
+        return wait_for(what, lambda: self.state() in wanted, within=within)
+
+    def wait_epochs(self, count: int, *, within: float) -> float:
+        """Wait until at least ``count`` epochs were confirmed since the daemon's start."""
+        what = f"{count} epochs at {self.site} ({self.name})"
+        return wait_for(what, lambda: self.answers() and self.peer()["epochs"] >= count, within=within)
