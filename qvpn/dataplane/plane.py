@@ -178,10 +178,13 @@ class Plane:
         now = self._clock()
         for peer in self._table:
             self._table.expire(peer, now)
+            if peer.endpoint is not None:
+                self._bind.connect(peer.endpoint)  # a socket whose route went away may find one again
             peer.measure_path(self._bind)
 
     def _on_tun(self) -> None:
-        self._outbound.pump(self._clock())
+        if not self._outbound.pump(self._clock()) and self._tun.fileno() < 0:
+            self._watch()
 
     def _on_network(self) -> None:
         received = self._bind.receive_batch(RECEIVE_LIMIT)

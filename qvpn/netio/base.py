@@ -48,8 +48,13 @@ class Received:
 class Tun(Protocol):
     """An inner network device that carries ``virtio-net header + IP packet``, possibly a superpacket."""
 
-    name: str
-    mtu: int
+    @property
+    def name(self) -> str:
+        """Of the interface."""
+
+    @property
+    def mtu(self) -> int:
+        """Bytes of the longest IP packet."""
 
     def read_batch(self, arena: memoryview, limit: int) -> list[tuple[int, int]]:
         """Read up to ``limit`` packets back to back into ``arena``; returns (offset, length) of each.

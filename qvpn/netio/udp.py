@@ -1,0 +1,389 @@
+"""Outer datagrams over UDP sockets.
+
+One unconnected *listener* takes datagrams from anyone.  Each peer endpoint that :meth:`UdpBind.connect` names gets a
+*connected* socket on the same port (SO_REUSEPORT): sending on it is cheaper, and ICMP errors come back on it.  Which
+socket a datagram arrives on means nothing: between bind and connect a socket takes foreign datagrams too.
+
+Whole batches go through the kernel at once where it can: UDP_SEGMENT cuts one send into datagrams, UDP_GRO joins
+received ones.  A socket whose device cannot is found out by the error of its first send, and sends one by one.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import ipaddress
+import socket
+import struct
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+from qvpn.netio.base import Address, Received
+from qvpn.netio.errors import BindError, reason
+
+_UDP_SEGMENT, _UDP_GRO = 103, 104
+_IP_MTU_DISCOVER, _IP_MTU, _IPV6_MTU_DISCOVER, _IPV6_MTU = 10, 14, 23, 24
+_PMTUDISC_DO = 2
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+
+MAX_SEGMENTS = 64
+"""Datagrams per segmented send that every kernel with UDP_SEGMENT takes."""
+
+MAX_SEND = 65_507
+"""Bytes per send over IPv4; IPv6 allows 20 more."""
+
+RECEIVE_BYTES = 65_536
+SOCKET_BUFFER = 4 << 20
+FALLBACK_PAYLOAD = 1280 - 48
+"""Where the route's MTU cannot be read: what every IPv6 link carries."""
+
+KNOWN_ADDRESSES = 4096
+DRAINED = 64
+"""Receives kept from a socket that is closed."""
+
+_HEADERS = {4: 28, 6: 48}
+_NO_SEGMENTATION = frozenset({errno.EIO, errno.ENOPROTOOPT, errno.EOPNOTSUPP})
+_STALE_ROUTE = frozenset(
+    {errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENETDOWN}
+)
+
+SocketFactory = Callable[[int], socket.socket]
+"""``factory(family)`` makes a datagram socket, as :func:`open_socket`."""
+
+
+def open_socket(family: int) -> socket.socket:
+    """A UDP socket of this family.  Raises OSError."""
+    return socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+
+
+class _UdpSocket:
+    """A socket and what is known about it."""
+
+    __slots__ = ("address", "family", "segment", "segments", "socket")
+
+    def __init__(self, sock: socket.socket, family: int, address: Address | None) -> None:
+        self.socket = sock
+        self.family = family
+        self.address = address
+        """Where it is connected to; None for the listener."""
+        self.segments = True
+        """UDP_SEGMENT has not failed on it."""
+        self.segment = 0
+        """What UDP_SEGMENT is set to."""
+
+    def set_segment(self, segment: int) -> None:
+        if segment != self.segment:
+            self.socket.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, segment)
+            self.segment = segment
+
+    def send(self, data: memoryview, target: tuple[object, ...]) -> None:
+        if self.address is None:
+            self.socket.sendto(data, target)
+        else:
+            self.socket.send(data)
+
+
+class UdpBind:
+    """UDP at one port, IPv4 and IPv6 where the listen address allows both (``::``)."""
+
+    def __init__(self, listen: Address, *, factory: SocketFactory = open_socket) -> None:
+        """Listen.  Port 0 takes any free one.  ``::`` falls back to ``0.0.0.0`` on a host without IPv6.
+
+        Raises :class:`BindError`.
+        """
+        self._factory = factory
+        self._errors: Counter[str] = Counter()
+        self._known: dict[tuple[object, ...], Address] = {}
+        self._drained: deque[Received] = deque(maxlen=DRAINED)
+        self._buffers: list[memoryview] = []
+        self._on_filenos: Callable[[], None] | None = None
+        self._turn = 0
+        self._connected: dict[Address, _UdpSocket] = {}
+        self._listener = self._listen(listen)
+        port = self._listener.socket.getsockname()[1]
+        ip = listen.ip if self._listener.family == _family(listen) else ipaddress.IPv4Address(0)
+        self._local = Address(ip, port, listen.scope)
+        self._closed = False
+
+    # receiving
+
+    def receive_batch(self, limit: int) -> list[Received]:
+        batch = [self._drained.popleft() for _ in range(min(limit, len(self._drained)))]
+        sockets = [self._listener, *self._connected.values()]
+        self._turn += 1
+        for number in range(len(sockets)):
+            sock = sockets[(self._turn + number) % len(sockets)]
+            while len(batch) < limit:
+                received = self._receive(sock, self._buffer(len(batch)))
+                if received is None:
+                    break
+                batch.append(received)
+        return batch
+
+    def _receive(self, sock: _UdpSocket, buffer: memoryview) -> Received | None:
+        for _ in range(2):  # the first error may be an ICMP answer to something sent long ago
+            try:
+                length, ancillary, _, source = sock.socket.recvmsg_into([buffer], 64)
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                self._count(error)
+                continue
+            return Received(buffer, length, _segment_size(ancillary, length), self._address_of(source))
+        return None
+
+    def _buffer(self, number: int) -> memoryview:
+        while number >= len(self._buffers):
+            self._buffers.append(memoryview(bytearray(RECEIVE_BYTES)))
+        return self._buffers[number]
+
+    def _address_of(self, source: tuple[object, ...]) -> Address:
+        address = self._known.get(source)
+        if address is None:
+            if len(self._known) >= KNOWN_ADDRESSES:
+                self._known.clear()
+            address = self._known[source] = _address(source)
+        return address
+
+    # sending
+
+    def send_batch(self, datagrams: Sequence[memoryview], address: Address) -> int:
+        sock = self._socket_for(address)
+        for sent, datagram in enumerate(datagrams):
+            if not self._send_one(sock, datagram, address):
+                return sent
+        return len(datagrams)
+
+    def send_segments(self, buffer: memoryview, segment: int, address: Address) -> int:
+        sock = self._socket_for(address)
+        step = segment * max(1, min(MAX_SEGMENTS, MAX_SEND // segment))
+        sent = 0
+        for start in range(0, len(buffer), step):
+            part = buffer[start : start + step]
+            count = -(-len(part) // segment)
+            taken = self._send_part(sock, part, segment, count, address)
+            sent += taken
+            if taken < count:
+                break
+        return sent
+
+    def _send_part(self, sock: _UdpSocket, part: memoryview, segment: int, count: int, address: Address) -> int:
+        """One system call if possible, else one per datagram."""
+        if count > 1 and sock.segments:
+            try:
+                sock.set_segment(segment)
+                self._send_retrying(sock, part, address)
+                return count
+            except OSError as error:
+                if error.errno in _NO_SEGMENTATION:
+                    sock.segments = False
+                elif error.errno != errno.EINVAL:
+                    return self._failed(sock, error)
+        cuts = range(0, len(part), segment)
+        for number, cut in enumerate(cuts):
+            if not self._send_one(sock, part[cut : cut + segment], address):
+                return number
+        return count
+
+    def _send_one(self, sock: _UdpSocket, datagram: memoryview, address: Address) -> bool:
+        try:
+            if sock.segment:
+                sock.set_segment(0)
+            self._send_retrying(sock, datagram, address)
+        except OSError as error:
+            self._failed(sock, error)
+            return False
+        return True
+
+    def _send_retrying(self, sock: _UdpSocket, data: memoryview, address: Address) -> None:
+        """A connected socket first reports what ICMP said of an earlier datagram, without sending this one."""
+        target = _sockaddr(address, sock.family)
+        try:
+            sock.send(data, target)
+        except ConnectionRefusedError as error:
+            self._count(error)
+            sock.send(data, target)
+
+    def _failed(self, sock: _UdpSocket, error: OSError) -> int:
+        """Count; a connected socket whose route or source address is gone is replaced at the next connect."""
+        self._count(error)
+        if sock.address is not None and error.errno in _STALE_ROUTE:
+            self._drop(sock.address)
+        return 0
+
+    def _socket_for(self, address: Address) -> _UdpSocket:
+        return self._connected.get(address, self._listener)
+
+    # connected sockets
+
+    def connect(self, address: Address) -> None:
+        if address in self._connected or self._closed:
+            return
+        try:
+            self._connected[address] = self._connect(address)
+        except OSError as error:
+            self._count(error)
+            return
+        self._changed()
+
+    def disconnect(self, address: Address) -> None:
+        self._drop(address)
+
+    def _connect(self, address: Address) -> _UdpSocket:
+        family = _family(address)
+        local = self._local
+        ip = local.ip if local.ip.version == address.ip.version else None
+        if ip is None and not (local.ip.version == 6 and local.ip.is_unspecified):
+            raise OSError(errno.EAFNOSUPPORT, f"listening on {local} only")
+        source = Address(ip or ipaddress.IPv4Address(0), local.port, local.scope)
+        sock = self._factory(family)
+        try:
+            _prepare(sock, family, dual=False)
+            sock.bind(_sockaddr(source, family))
+            sock.connect(_sockaddr(address, family))
+        except OSError:
+            sock.close()
+            raise
+        return _UdpSocket(sock, family, address)
+
+    def _drop(self, address: Address) -> None:
+        gone = self._connected.pop(address, None)
+        if gone is None:
+            return
+        while (received := self._receive(gone, memoryview(bytearray(RECEIVE_BYTES)))) is not None:
+            self._drained.append(received)
+            if len(self._drained) == DRAINED:
+                break
+        self._changed()
+        gone.socket.close()
+
+    def _changed(self) -> None:
+        if self._on_filenos is not None:
+            self._on_filenos()
+
+    # the rest of Bind
+
+    def max_payload(self, address: Address) -> int:
+        """From the route's MTU now, which includes what path MTU discovery has found."""
+        sock = self._connected.get(address)
+        try:
+            if sock is not None:
+                mtu = _route_mtu(sock.socket, sock.family)
+            else:
+                with self._factory(_family(address)) as asker:
+                    asker.connect(_sockaddr(address, _family(address)))
+                    mtu = _route_mtu(asker, _family(address))
+        except OSError as error:
+            self._count(error)
+            return FALLBACK_PAYLOAD
+        return min(mtu - _HEADERS[address.ip.version], MAX_SEND)
+
+    def filenos(self) -> list[int]:
+        if self._closed:
+            return []
+        return [sock.socket.fileno() for sock in (self._listener, *self._connected.values())]
+
+    def on_readable(self, callback: Callable[[], None] | None) -> None:
+        """The event loop watches :meth:`filenos` instead."""
+
+    def on_filenos(self, callback: Callable[[], None] | None) -> None:
+        self._on_filenos = callback
+
+    @property
+    def errors(self) -> dict[str, int]:
+        return dict(self._errors)
+
+    @property
+    def local(self) -> Address:
+        return self._local
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._changed()
+        for sock in (self._listener, *self._connected.values()):
+            sock.socket.close()
+        self._connected.clear()
+
+    def _listen(self, listen: Address) -> _UdpSocket:
+        family = _family(listen)
+        dual = listen.ip.version == 6 and listen.ip.is_unspecified
+        try:
+            try:
+                return self._open_listener(listen, family, dual)
+            except OSError as error:
+                if not dual or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    raise
+                anywhere = Address(ipaddress.IPv4Address(0), listen.port)
+                return self._open_listener(anywhere, socket.AF_INET, dual=False)
+        except OSError as error:
+            raise BindError(f"cannot listen on {listen} (UDP): {reason(error)}") from None
+
+    def _open_listener(self, listen: Address, family: int, dual: bool) -> _UdpSocket:
+        sock = self._factory(family)
+        try:
+            _prepare(sock, family, dual)
+            sock.bind(_sockaddr(listen, family))
+        except OSError:
+            sock.close()
+            raise
+        return _UdpSocket(sock, family, None)
+
+    def _count(self, error: OSError) -> None:
+        self._errors[errno.errorcode.get(error.errno or 0, "unknown")] += 1
+
+
+def _family(address: Address) -> int:
+    return socket.AF_INET if address.ip.version == 4 else socket.AF_INET6
+
+
+@functools.lru_cache(maxsize=KNOWN_ADDRESSES)
+def _sockaddr(address: Address, family: int) -> tuple[object, ...]:
+    if family == socket.AF_INET:
+        return (str(address.ip), address.port)
+    prefix = "::ffff:" if address.ip.version == 4 else ""
+    return (f"{prefix}{address.ip}", address.port, 0, address.scope)
+
+
+def _address(source: tuple[object, ...]) -> Address:
+    ip = ipaddress.ip_address(str(source[0]).partition("%")[0])
+    scope = int(str(source[3])) if len(source) == 4 else 0
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        return Address(ip.ipv4_mapped, int(str(source[1])))
+    return Address(ip, int(str(source[1])), scope)
+
+
+def _prepare(sock: socket.socket, family: int, dual: bool) -> None:
+    """Options of every socket.  Datagrams are never fragmented: the tunnel's MTU fits the path instead."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DO)
+    if family == socket.AF_INET or dual:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
+    _try_option(sock, socket.IPPROTO_UDP, _UDP_GRO, 1)
+    for forced, plain in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+        if not _try_option(sock, socket.SOL_SOCKET, forced, SOCKET_BUFFER):
+            _try_option(sock, socket.SOL_SOCKET, plain, SOCKET_BUFFER)
+
+
+def _try_option(sock: socket.socket, level: int, option: int, value: int) -> bool:
+    try:
+        sock.setsockopt(level, option, value)
+    except OSError:
+        return False
+    return True
+
+
+def _route_mtu(sock: socket.socket, family: int) -> int:
+    if family == socket.AF_INET:
+        return sock.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+    return sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+
+
+def _segment_size(ancillary: list[tuple[int, int, bytes]], length: int) -> int:
+    for level, kind, data in ancillary:
+        if level == socket.IPPROTO_UDP and kind == _UDP_GRO:
+            return int(struct.unpack_from("i", data)[0])
+    return length
