@@ -1,0 +1,1 @@
+"""From detections to key: sifting, estimation, Cascade, verification, amplification, authentication.  Sans-IO."""

@@ -1,0 +1,97 @@
+"""Bob's side of a block, in the order of its frames.  He got the START frame already: it is in ``start``."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import numpy as np
+
+from keysource.qkd.distill import wire
+from keysource.qkd.distill.bits import Bits, pack, unpack_untrusted
+from keysource.qkd.distill.cascade import Corrector
+from keysource.qkd.distill.party import Abort, Answer, Fly, Keep, Party, Step, is_decoy
+from keysource.qkd.distill.toeplitz import toeplitz_hash
+from keysource.qkd.distill.wire import CHECKED, KEY, Frame, Kind, Reason
+from keysource.qkd.errors import BadFrame
+from keysource.qkd.optics.sampler import Detections
+from keysource.qkd.optics.settings import SEED_BYTES, ReceiverSeed, fresh_seed
+from keysource.qkd.rates.finite import Pair
+
+
+class BobBlock(Party):
+    """``spent``: how many tickets he has spent, this one included."""
+
+    own, peer = b"B", b"A"
+    spent: int = 0
+
+    def _distil(self) -> Generator[Step, Answer, Bits]:
+        started = self.start.frame()
+        self.transcript.add(self.peer, started.kind, started.payload)
+        self.outcome.peer_spent = self.start.spent
+        yield from self.send(wire.ready(self.spent))
+        n_x, m_x = yield from self._sift()
+        errors = yield from self._correct()
+        yield from self._verify()
+        m_z = Pair(int(errors[self.key_decoy == 0].sum()), int(errors[self.key_decoy == 1].sum()))
+        self.judge(n_x, m_x, m_z)
+        yield from self.send(wire.accept((int(m_z.signal), int(m_z.decoy))))
+        frame = yield from self.receive(Kind.AMPLIFY)
+        seed, _ = wire.hashed_untrusted(frame.payload, self.amplify_seed_bits, 0)
+        return self.amplify(seed)
+
+    def _sift(self) -> Generator[Step, Answer, tuple[Pair, Pair]]:
+        receiver = ReceiverSeed(fresh_seed(), self.terms.p_z)
+        seen = yield Fly(receiver.seed)
+        if not isinstance(seen, Detections):
+            raise TypeError("a step that wants detections got none")
+        bases = receiver.at(seen.positions)
+        self.ledger.raw = self.in_hand = len(seen.positions)
+        yield from self.send(wire.detected(seen.positions, bases))
+        frame = yield from self.receive(Kind.SIFT)
+        codes, theirs = wire.sift_untrusted(frame.payload, bases, self.plan.n_z, self.plan.n_x)
+        key, check = (codes & 3) == KEY, (codes & 3) == CHECKED
+        self.key, self.key_decoy = seen.bits[key], is_decoy(codes[key])
+        self.count_sifted(len(seen.positions), int(((codes & 3) == wire.DROPPED).sum()), len(self.key))
+        mine = seen.bits[check]
+        yield from self.send(Frame(Kind.CHECK, pack(mine)))
+        return self.estimate(mine, theirs, is_decoy(codes[check]))
+
+    def _correct(self) -> Generator[Step, Answer, Bits]:
+        """The errors that were found, as a bit string."""
+        frame = yield from self.receive(Kind.CORRECT)
+        if len(frame.payload) != SEED_BYTES:
+            raise BadFrame("a CORRECT frame of a wrong length")
+        corrector = Corrector(self.key, frame.payload, list(self.plan.sizes))
+        work = corrector.run()
+        question = next(work, None)
+        while question is not None:
+            self.budget.charge(len(question.positions))
+            yield from self.send(wire.ask(question))
+            frame = yield from self.receive(Kind.PARITY)
+            answers = unpack_untrusted(frame.payload, len(question.positions))
+            self.disclose(len(answers), len(question.positions))
+            try:
+                question = work.send(answers)
+            except StopIteration:
+                break
+        errors: Bits = (self.key ^ corrector.bits).astype(np.uint8)
+        self.key = corrector.bits
+        yield from self.send(Frame(Kind.CORRECTED))
+        return errors
+
+    def _verify(self) -> Generator[Step, Answer, None]:
+        frame = yield from self.receive(Kind.VERIFY)
+        seed, tag = wire.hashed_untrusted(frame.payload, self.verify_seed_bits, self.plan.verify_bits)
+        self.count_verified(tag)
+        if (toeplitz_hash(self.key, seed, self.plan.verify_bits) != tag).any():
+            raise Abort(Reason.VERIFY)
+
+    def _authenticate(self, tickets: list[bytes]) -> Generator[Step, Answer, None]:
+        yield from self.send_tag(Kind.AUTH, 0)
+        yield from self.receive_tag(Kind.AUTH, 1)
+        yield Keep(tickets)
+        yield from self.send_tag(Kind.COMMIT, 2)
+
+    def _authenticate_abort(self) -> Generator[Step, Answer, None]:
+        yield from self.send_tag(Kind.AUTH, 0)
+        yield from self.receive_tag(Kind.AUTH, 1)

@@ -1,0 +1,260 @@
+"""What both ends of a block have in common.  Sans-IO: a block is a generator of steps.
+
+The driver performs each :data:`Step` and sends its result back in: a frame for :class:`Receive`, detections (Bob) or
+None (Alice) for :class:`Fly`, None for the others.  The generator's return value is the :class:`Outcome`.
+:class:`~keysource.qkd.errors.BadFrame` and :class:`~keysource.qkd.errors.Forged` come out where the other end is not
+who it should be: the block is dead, the connection too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from keysource.base import KEY_BYTES
+from keysource.qkd.distill.bits import Bits
+from keysource.qkd.distill.mac import TAG_BYTES, TICKET_BYTES, Ticket, Transcript
+from keysource.qkd.distill.toeplitz import seed_bits, toeplitz_hash
+from keysource.qkd.distill.wire import DECOY, Frame, Kind, Reason, Start, abort, abort_untrusted
+from keysource.qkd.errors import BadFrame, Forged
+from keysource.qkd.ledger import Ledger
+from keysource.qkd.optics.sampler import Detections
+from keysource.qkd.plan import Plan
+from keysource.qkd.rates.finite import Bounds, Counts, Decoy, Pair, Security, bounds
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Receive:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Fly:
+    """The N pulses of the block: tell the fibre this site's settings and wait until all are measured."""
+
+    seed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Both ends have confirmed: put these tickets on disk before going on."""
+
+    tickets: list[bytes] = field(repr=False)
+
+
+Step = Send | Receive | Fly | Keep
+Answer = Frame | Detections | None
+Steps = Generator[Step, Answer, "Outcome"]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What both ends agreed on before any block."""
+
+    plan: Plan
+    decoy: Decoy
+    p_z: float
+    security: Security
+
+
+class Abort(Exception):
+    """The block gives nothing.  ``said`` where the other end told us."""
+
+    def __init__(self, reason: Reason, *, said: bool = False) -> None:
+        super().__init__(reason.name)
+        self.reason = reason
+        self.said = said
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a block came to.  ``keys`` is empty unless ``reason`` is None."""
+
+    block: int
+    reason: Reason | None
+    ledger: Ledger
+    keys: bytearray = field(default_factory=bytearray, repr=False)
+    qber: float | None = None
+    """Error ratio of the check basis."""
+    found: Bounds | None = None
+    peer_spent: int = 0
+    messages: int = 0
+    forgery: float = 0.0
+    """Bound on the probability that the authentication was passed by a forger."""
+
+
+class LeakBudget:
+    """Parities that may still be disclosed, both ends' counted apart."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._answers = self._questions = plan.leak_budget
+
+    def charge(self, parities: int) -> None:
+        """Raises :class:`Abort` before the budget is exceeded."""
+        if parities > self._answers:
+            raise Abort(Reason.LEAK)
+        self._answers -= parities
+        self._questions -= parities
+
+    @property
+    def unspent(self) -> int:
+        return self._answers + self._questions
+
+
+class Party:
+    """One end of one block."""
+
+    own: bytes
+    """Its name in the transcript."""
+    peer: bytes
+
+    def __init__(self, terms: Terms, start: Start, ticket: Ticket) -> None:
+        self.terms, self.plan = terms, terms.plan
+        self.start, self.block, self.ticket = start, start.block, ticket
+        self.transcript = Transcript()
+        self.ledger = Ledger()
+        self.budget = LeakBudget(terms.plan)
+        self.outcome = Outcome(start.block, None, self.ledger)
+        self.key: Bits = np.empty(0, dtype=np.uint8)
+        self.key_decoy: Bits = np.empty(0, dtype=np.uint8)
+        self.in_hand = 0
+        """Bits of the block that are neither published, dropped nor hashed away: lost by an abort."""
+
+    # Frames
+
+    def send(self, frame: Frame) -> Generator[Step, Answer, None]:
+        self.transcript.add(self.own, frame.kind, frame.payload)
+        self.outcome.messages += 1
+        yield Send(frame)
+
+    def receive(self, *kinds: Kind) -> Generator[Step, Answer, Frame]:
+        """The next frame, which is of one of these kinds.  Raises :class:`Abort` where the other end gives up."""
+        frame = yield Receive()
+        if not isinstance(frame, Frame):
+            raise TypeError("a step that wants a frame got none")
+        self.transcript.add(self.peer, frame.kind, frame.payload)
+        self.outcome.messages += 1
+        if frame.kind is Kind.ABORT:
+            raise Abort(abort_untrusted(frame.payload), said=True)
+        if frame.kind not in kinds:
+            raise BadFrame(f"a {frame.kind.name} frame where {' or '.join(k.name for k in kinds)} belongs")
+        return frame
+
+    def send_tag(self, kind: Kind, index: int) -> Generator[Step, Answer, None]:
+        yield from self.send(Frame(kind, self.transcript.tag(self.ticket.key(index))))
+
+    def receive_tag(self, kind: Kind, index: int) -> Generator[Step, Answer, None]:
+        """Raises :class:`Forged`."""
+        frame = yield Receive()
+        if not isinstance(frame, Frame) or frame.kind is not kind or len(frame.payload) != TAG_BYTES:
+            raise BadFrame(f"no tag where {kind.name} belongs")
+        self.outcome.forgery += self.transcript.forgery()
+        if not self.transcript.fits(self.ticket.key(index), frame.payload):
+            raise Forged(f"block {self.block}: the classical channel was tampered with (tag {index})")
+        self.transcript.add(self.peer, frame.kind, frame.payload)
+
+    # The block
+
+    def run(self) -> Steps:
+        """From the first frame to the outcome."""
+        try:
+            secret = yield from self._distil()
+        except Abort as verdict:
+            if not verdict.said:
+                yield from self.send(abort(verdict.reason))
+            self.outcome.reason = verdict.reason
+            self.ledger.lost = self.in_hand
+            yield from self._authenticate_abort()
+            return self.outcome
+        tickets, keys = self._divide(secret)
+        yield from self._authenticate(tickets)
+        self.outcome.keys = keys
+        return self.outcome
+
+    def _distil(self) -> Generator[Step, Answer, Bits]:
+        raise NotImplementedError
+
+    def _authenticate(self, tickets: list[bytes]) -> Generator[Step, Answer, None]:
+        raise NotImplementedError
+
+    def _authenticate_abort(self) -> Generator[Step, Answer, None]:
+        raise NotImplementedError
+
+    # Counting
+
+    def count_sifted(self, raw: int, dropped: int, key: int) -> None:
+        """Detections announced, of those dropped, of those kept for the key."""
+        self.ledger.raw = raw
+        self.ledger.discarded = dropped
+        self.in_hand = key
+
+    def estimate(self, mine: Bits, theirs: Bits, decoy: Bits) -> tuple[Pair, Pair]:
+        """(detections, errors) of the published check bits, per intensity."""
+        self.ledger.check = len(theirs)
+        wrong = mine ^ theirs
+        self.outcome.qber = float(wrong.mean())
+        errors = Pair(int(wrong[decoy == 0].sum()), int(wrong[decoy == 1].sum()))
+        return by_intensity(decoy), errors
+
+    def disclose(self, answers: int, questions: int) -> None:
+        self.ledger.leaked += answers
+        self.ledger.mirrored += questions
+        self.in_hand -= answers + questions
+
+    def count_verified(self, tag: Bits) -> None:
+        self.ledger.verified = len(tag)
+        self.in_hand -= len(tag)
+
+    def judge(self, n_x: Pair, m_x: Pair, m_z: Pair) -> None:
+        """The statistical test.  Raises :class:`Abort`."""
+        counts = Counts(by_intensity(self.key_decoy), m_z, n_x, m_x)
+        self.outcome.found = bounds(self.terms.decoy, counts, self.terms.security)
+        if not self.plan.accepts(self.outcome.found):
+            raise Abort(Reason.STATISTICS)
+
+    def amplify(self, seed: Bits) -> Bits:
+        """Hash the corrected key to the length of the plan."""
+        secret = toeplitz_hash(self.key, seed, self.plan.length)
+        removed = len(self.key) - len(secret)
+        self.ledger.unspent = self.budget.unspent
+        self.ledger.amplified = removed - 2 * self.plan.leak_budget - self.plan.verify_bits
+        self.in_hand = 0
+        return secret
+
+    @property
+    def amplify_seed_bits(self) -> int:
+        return seed_bits(self.plan.n_z, self.plan.length)
+
+    @property
+    def verify_seed_bits(self) -> int:
+        return seed_bits(self.plan.n_z, self.plan.verify_bits)
+
+    def _divide(self, secret: Bits) -> tuple[list[bytes], bytearray]:
+        """The pad's share first, then whole keys; what fills no key is dropped."""
+        share = 8 * TICKET_BYTES * self.start.refills
+        pad, rest = np.packbits(secret[:share]).tobytes(), secret[share:]
+        tickets = [pad[i : i + TICKET_BYTES] for i in range(0, len(pad), TICKET_BYTES)]
+        whole = len(rest) - len(rest) % (8 * KEY_BYTES)
+        keys = bytearray(np.packbits(rest[:whole]).tobytes())
+        self.ledger.authenticated = 8 * sum(len(ticket) for ticket in tickets)
+        self.ledger.remainder = len(rest[whole:])
+        self.ledger.delivered = 8 * len(keys)
+        return tickets, keys
+
+
+def by_intensity(decoy: Bits) -> Pair:
+    """How many are of mu1, how many of mu2."""
+    return Pair(int((decoy == 0).sum()), int((decoy == 1).sum()))
+
+
+def is_decoy(codes: Bits) -> Bits:
+    """From sifting codes: 1 where the pulse was a decoy."""
+    decoys: Bits = ((codes & DECOY) != 0).astype(np.uint8)
+    return decoys

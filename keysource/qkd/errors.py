@@ -1,0 +1,45 @@
+"""What can go wrong on a link.
+
+::
+
+    KeySourceError
+    └── LinkError              base of what this package raises on purpose
+        ├── LinkSettings       the configuration is wrong
+        ├── BadFrame           the other end (or whoever stands between) broke the protocol
+        ├── Forged             a tag of the transcript does not fit: nothing of this block may be used
+        ├── PeerLost           connection gone or silent
+        ├── PadEmpty           no authentication key is left
+        └── RolledBackLink     our state is older than what the peer has seen of it
+"""
+
+from __future__ import annotations
+
+from keysource.errors import KeySourceError
+
+
+class LinkError(KeySourceError):
+    """Base."""
+
+
+class LinkSettings(LinkError):
+    """One sentence with file, table and key."""
+
+
+class BadFrame(LinkError):
+    """A frame that does not belong here."""
+
+
+class Forged(LinkError):
+    """Authentication failed."""
+
+
+class PeerLost(LinkError):
+    """Nobody there."""
+
+
+class PadEmpty(LinkError):
+    """The pre-shared pad is used up."""
+
+
+class RolledBackLink(LinkError):
+    """State restored from a backup: it would use pad twice."""

@@ -1,0 +1,1 @@
+"""Nature, detectors and Eve.  Only the fibre process imports :mod:`sampler`; the sites know :mod:`settings`."""

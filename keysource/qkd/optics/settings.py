@@ -1,0 +1,77 @@
+"""What a site chooses for each pulse: bit, basis, intensity, from its own OS randomness.
+
+A block seed from ``os.urandom`` is expanded by AES-256 in counter mode: pulse ``i`` has keystream block ``i``.  So
+the settings of any pulse can be worked out alone, and a block of 10^9 pulses costs nothing for pulses that nobody
+detects.  To give the seed to the fibre is to tell it the settings, as the site's modulators would.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+SEED_BYTES = 32
+Positions = npt.NDArray[np.uint64]
+Bits = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint64]
+
+
+def fresh_seed() -> bytes:
+    """A block seed.  Never from a statistical generator."""
+    return os.urandom(SEED_BYTES)
+
+
+def keystream(seed: bytes, positions: Positions) -> Words:
+    """For each pulse number one 128-bit keystream block, as two unsigned 64-bit words: shape (n, 2)."""
+    if len(seed) != SEED_BYTES:
+        raise ValueError(f"a block seed has {SEED_BYTES} bytes")
+    counters = np.zeros((len(positions), 2), dtype=">u8")
+    counters[:, 1] = positions
+    cipher = Cipher(algorithms.AES(seed), modes.ECB()).encryptor()  # of distinct counters: CTR
+    return np.frombuffer(cipher.update(counters.tobytes()), dtype="<u8").reshape(-1, 2).astype(np.uint64)
+
+
+def _happens(words: Words, probability: float) -> Bits:
+    """1 with the given probability, from 32 bits of each word (rounded to 2^-32)."""
+    return (words < np.uint64(round(probability * 2.0**32))).astype(np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class AliceSettings:
+    """``bit`` 0 or 1, ``check`` 1 for the X basis, ``decoy`` 1 for mu2; arrays of equal length."""
+
+    bit: Bits
+    check: Bits
+    decoy: Bits
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSeed:
+    """Alice's seed of one block with the probabilities that belong to it."""
+
+    seed: bytes = field(repr=False)
+    p_z: float
+    p1: float
+
+    def at(self, positions: Positions) -> AliceSettings:
+        words = keystream(self.seed, positions)
+        low, high = words[:, 0] & np.uint64(0xFFFFFFFF), words[:, 0] >> np.uint64(32)
+        bit = (words[:, 1] & np.uint64(1)).astype(np.uint8)
+        return AliceSettings(bit, np.uint8(1) - _happens(low, self.p_z), np.uint8(1) - _happens(high, self.p1))
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiverSeed:
+    """Bob's seed of one block: his basis for each pulse."""
+
+    seed: bytes = field(repr=False)
+    p_z: float
+
+    def at(self, positions: Positions) -> Bits:
+        """1 for the X basis."""
+        words = keystream(self.seed, positions)
+        return np.uint8(1) - _happens(words[:, 0] & np.uint64(0xFFFFFFFF), self.p_z)

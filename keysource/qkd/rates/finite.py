@@ -1,0 +1,175 @@
+"""Finite-key bounds of one-decoy BB84: key in Z, check in X, intensities mu1 > mu2 > 0, no vacuum.
+
+Two proofs by name:
+
+* ``wiesemann2024``: arXiv:2405.16578, the repaired fixed-length analysis.  It delivers keys.
+* ``rusca2018``: arXiv:1801.03443.  For rate curves and comparison only (:data:`DELIVERING` does not name it).
+
+A *count pair* is (events with mu1, events with mu2).  The decoy bounds are those of Rusca 2018 appendix A, with the
+factor e^k/p_k in every term, Hoeffding's deviation delta(n, e) = sqrt(n ln(1/e) / 2), and one e for every term.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from keysource.qkd.rates.entropy import binary_entropy
+
+PROOFS = ("wiesemann2024", "rusca2018")
+DELIVERING = "wiesemann2024"
+
+
+class Pair(NamedTuple):
+    """One count per intensity: (mu1, mu2)."""
+
+    signal: float
+    decoy: float
+
+    @property
+    def total(self) -> float:
+        return self.signal + self.decoy
+
+
+@dataclass(frozen=True, slots=True)
+class Decoy:
+    """The two intensities (mean photon numbers) and how often each is sent."""
+
+    mu1: float
+    mu2: float
+    p1: float
+
+    def __post_init__(self) -> None:
+        if not (self.mu1 > self.mu2 > 0.0 and 0.0 < self.p1 < 1.0):
+            raise ValueError("one decoy needs mu1 > mu2 > 0 and 0 < p1 < 1")
+
+    @property
+    def weights(self) -> Pair:
+        """e^k / p_k for both intensities."""
+        return Pair(math.exp(self.mu1) / self.p1, math.exp(self.mu2) / (1.0 - self.p1))
+
+    def tau(self, photons: int) -> float:
+        """Probability that a pulse has 0 or 1 photons, averaged over the intensities."""
+        if photons not in (0, 1):
+            raise ValueError("tau is needed for 0 and 1 photons only")
+        signal = self.p1 * math.exp(-self.mu1) * self.mu1**photons
+        return signal + (1.0 - self.p1) * math.exp(-self.mu2) * self.mu2**photons
+
+
+@dataclass(frozen=True, slots=True)
+class Security:
+    """Error budget of one block."""
+
+    secrecy: float = 1e-9
+    correctness: float = 1e-15
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a block has shown: detections ``n`` and errors ``m`` in each basis, per intensity."""
+
+    n_z: Pair
+    m_z: Pair
+    n_x: Pair
+    m_x: Pair
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Of a block: ``s_z1`` single-photon events in the key basis at least, ``phi`` phase error ratio at most."""
+
+    s_z1: float
+    s_x1: float
+    v_x1: float
+    phi: float
+    s_z0: float = 0.0
+
+
+def deviation(total: float, epsilon: float) -> float:
+    """Hoeffding: sqrt(n ln(1/e) / 2) events."""
+    return math.sqrt(max(total, 0.0) * math.log(1.0 / epsilon) / 2.0)
+
+
+def vacuum_upper(decoy: Decoy, n: Pair, m: Pair, epsilon: float) -> float:
+    """Vacuum events at most: half of them are errors, and errors are counted."""
+    tau0, spread = decoy.tau(0), deviation(m.total, epsilon)
+    candidates = (tau0 * w * (errors + spread) for w, errors in zip(decoy.weights, m, strict=True))
+    return min(n.total, 2.0 * (min(candidates) + deviation(n.total, epsilon)))
+
+
+def vacuum_lower(decoy: Decoy, n: Pair, epsilon: float) -> float:
+    """Vacuum events at least (Rusca 2018; ``wiesemann2024`` claims none)."""
+    spread = deviation(n.total, epsilon)
+    w = decoy.weights
+    difference = decoy.mu1 * w.decoy * (n.decoy - spread) - decoy.mu2 * w.signal * (n.signal + spread)
+    return max(0.0, decoy.tau(0) / (decoy.mu1 - decoy.mu2) * difference)
+
+
+def single_lower(decoy: Decoy, n: Pair, m: Pair, epsilon: float) -> float:
+    """Single-photon events at least; 0 where the statistics show none."""
+    mu1, mu2, w = decoy.mu1, decoy.mu2, decoy.weights
+    spread = deviation(n.total, epsilon)
+    inner = w.decoy * (n.decoy - spread)
+    inner -= (mu2 / mu1) ** 2 * w.signal * (n.signal + spread)
+    inner -= (mu1**2 - mu2**2) / mu1**2 * vacuum_upper(decoy, n, m, epsilon) / decoy.tau(0)
+    return min(n.total, max(0.0, decoy.tau(1) * mu1 / (mu2 * (mu1 - mu2)) * inner))
+
+
+def single_errors_upper(decoy: Decoy, m: Pair, epsilon: float) -> float:
+    """Errors of single-photon events at most."""
+    spread, w = deviation(m.total, epsilon), decoy.weights
+    difference = w.signal * (m.signal + spread) - w.decoy * max(0.0, m.decoy - spread)
+    return max(0.0, decoy.tau(1) / (decoy.mu1 - decoy.mu2) * difference)
+
+
+def gamma_serfling(key: float, check: float, epsilon: float) -> float:
+    """Random sampling without replacement (Serfling), the wider, original form used by ``wiesemann2024``."""
+    return math.sqrt((check + key) / (check * key) * (check + 1.0) / check * math.log(1.0 / epsilon))
+
+
+def gamma_fung(ratio: float, key: float, check: float, epsilon: float) -> float:
+    """The form of Lim 2014 and Rusca 2018, with e = eps_sec / 19."""
+    b = max(ratio, 1e-12)
+    both = (key + check) / (key * check)
+    inside = both / ((1.0 - b) * b) / epsilon**2
+    return math.sqrt(both * (1.0 - b) * b / math.log(2.0) * max(0.0, math.log2(inside)))
+
+
+def bounds(decoy: Decoy, counts: Counts, security: Security, proof: str = DELIVERING) -> Bounds:
+    """Decoy and sampling bounds of one block.
+
+    Raises:
+        ValueError: an unknown proof.
+    """
+    if proof not in PROOFS:
+        raise ValueError(f"proof {proof!r} is none of {', '.join(PROOFS)}")
+    epsilon = security.secrecy / (15.0 if proof == "wiesemann2024" else 19.0)
+    s_z1 = single_lower(decoy, counts.n_z, counts.m_z, epsilon)
+    s_x1 = single_lower(decoy, counts.n_x, counts.m_x, epsilon)
+    v_x1 = single_errors_upper(decoy, counts.m_x, epsilon)
+    if s_z1 <= 0.0 or s_x1 <= 0.0 or v_x1 >= s_x1 / 2.0:
+        return Bounds(s_z1, s_x1, v_x1, 0.5)
+    ratio = v_x1 / s_x1
+    if proof == "wiesemann2024":
+        return Bounds(s_z1, s_x1, v_x1, min(0.5, ratio + gamma_serfling(s_z1, s_x1, epsilon)))
+    phi = min(0.5, ratio + gamma_fung(ratio, s_z1, s_x1, epsilon))
+    return Bounds(s_z1, s_x1, v_x1, phi, vacuum_lower(decoy, counts.n_z, epsilon))
+
+
+def constant_cost(security: Security, proof: str = DELIVERING) -> float:
+    """Bits that every block pays, whatever its size: smoothing, hashing, error verification."""
+    verification = math.log2(2.0 / security.correctness)
+    if proof == "wiesemann2024":
+        return verification + 4.0 * math.log2(15.0 / (security.secrecy * 2.0**0.25))
+    if proof == "rusca2018":
+        return verification + 6.0 * math.log2(19.0 / security.secrecy)
+    raise ValueError(f"proof {proof!r} is none of {', '.join(PROOFS)}")
+
+
+def secret_bits(found: Bounds, leak: float, security: Security, proof: str = DELIVERING) -> int:
+    """Length of the key in bits, 0 where there is none.  ``leak``: bits disclosed by error correction."""
+    if found.phi >= 0.5:
+        return 0
+    length = found.s_z0 + found.s_z1 * (1.0 - binary_entropy(found.phi)) - leak - constant_cost(security, proof)
+    return max(0, math.floor(length))
