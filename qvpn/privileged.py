@@ -15,8 +15,15 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
+
+from qvpn.config.units import HostPort, IPNetwork
+from qvpn.netio import netlink
+from qvpn.netio.base import Address
+from qvpn.netio.tun import TunDevice
+from qvpn.netio.udp import UdpBind
 
 CAP_NET_BIND_SERVICE, CAP_NET_ADMIN = 10, 12
 _MAX_FILE = 1 << 20
@@ -325,3 +332,28 @@ def _capset(mask: int) -> None:
     data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
     if ctypes.CDLL(None, use_errno=True).capset(header, data) != 0:
         raise PrivilegedError(f"privileges could not be dropped: {os.strerror(ctypes.get_errno())}")
+
+
+# the tunnel's own devices
+
+
+def open_tun(name: str) -> TunDevice:
+    """Make the inner network device.  Raises PrivilegedError or NetioError, each with one sentence."""
+    device = Path("/sys/class/net") / name
+    if device.exists() and not (device / "tun_flags").exists():
+        raise PrivilegedError(f"interface {name} exists already and is no TUN device; choose another name")
+    return TunDevice.open(name)
+
+
+def configure_tun(
+    name: str, addresses: Sequence[IPv4Interface | IPv6Interface], mtu: int, routes: Sequence[IPNetwork]
+) -> None:
+    """Set addresses, MTU and routes of the inner device.  Raises NetioError."""
+    netlink.configure(name, addresses=addresses, mtu=mtu, routes=routes)
+
+
+def open_bind(listen: HostPort) -> UdpBind:
+    """Listen for datagrams.  Raises NetioError: the port is taken or not allowed, the address not ours."""
+    if listen.ip is None:
+        raise PrivilegedError(f"{listen}: listen needs an address")
+    return UdpBind(Address(listen.ip, listen.port))
