@@ -96,7 +96,8 @@ class SourceStatus:
     """A snapshot for policy, status and forecast.  Never carries a key or a key_ID."""
 
     ready: bool
-    """True when a draw is expected to succeed now: it is sent to the peer, who then need not waste a key."""
+    """True when a draw here, or a fetch of what the peer draws, is expected to succeed now: it is sent to the peer,
+    who then need not waste a key."""
     reason: str = ""
     """Why not ready, one sentence; empty when ready."""
     origin: Origin | None = None

@@ -109,7 +109,7 @@ class FileSource:
         if keys is None:
             return SourceStatus(False, f"{self._path}: the key file is not open", Origin.COURIERED)
         left = keys.left()
-        reason = str(keys.refused) if keys.refused else keys.nothing_left() if not left else ""
+        reason = str(keys.refused or "") or ("" if left or keys.fetchable() else keys.nothing_left())
         return SourceStatus(not reason, reason, Origin.COURIERED, Hop.LOCAL, stored_keys=left)
 
     async def get_key(self, peer_sae: str) -> Key:
@@ -191,6 +191,10 @@ class KeyFile:
     def left(self) -> int:
         """Keys that this end may still draw."""
         return len(self._owned(self.end)[self._drawn() :])
+
+    def fetchable(self) -> bool:
+        """Has the other end a key left, as far as was seen here?"""
+        return self.position.seen < self._owned(self.end.other).stop
 
     def nothing_left(self) -> str:
         if not self._owned(self.end):

@@ -1,0 +1,47 @@
+"""The file that ``qvpn-qkd run`` reads, written from the table of a ``simulated`` key source."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from keysource.base import SourceContext
+
+
+def link_toml(settings: Mapping[str, object], auth_key: Path, socket: Path, context: SourceContext) -> str:
+    """One end's configuration.  All paths absolute: the child has its own idea of a current folder."""
+    values = {
+        "version": 1,
+        "role": settings["role"],
+        "listen": settings["listen"],
+        "peer": settings["peer"],
+        "fibre": settings["fibre"],
+        "preset": settings["preset"],
+        "owner": settings["owner"],
+        "auth_key": str(auth_key.absolute()),
+        "state": str((context.state / f"{context.name}.link").absolute()),
+        "socket": str(socket.absolute()),
+    }
+    lines = [f"{name} = {_toml(value)}" for name, value in values.items() if value is not None]
+    return "# Made at each start of the daemon; changes here are lost.\n" + "\n".join(lines) + "\n"
+
+
+def write_link_file(path: Path, text: str) -> None:
+    """Replace ``path``, mode 0600."""
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    new.replace(path)
+
+
+def _toml(value: object) -> str:
+    """A number or a basic string of TOML 1.0, whose escapes are JSON's; DEL is the one JSON leaves alone."""
+    return (
+        str(value)
+        if isinstance(value, int)
+        else json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    )

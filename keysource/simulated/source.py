@@ -1,0 +1,127 @@
+"""``type = "simulated"``: keys of a simulated QKD link whose end runs as our child.  No quantum security.
+
+Two ways to write the table::
+
+    role = "left"                       # end a; "right" is end b
+    listen = "192.0.2.1:51850"          # where this end of the link listens
+    peer = "192.0.2.2:51850"            # where the other end does
+    auth_key = "link.key"               # secret that both ends' authenticated channel starts from
+    preset = "demo"                     # optics; the same at both ends
+    fibre = "192.0.2.1:51851"           # optional: where the fibre process is
+    owner = "a"                         # optional: who issues keys (alternate | a | b)
+
+    socket = "run/left.sock"            # or: a link that runs already; nothing is started
+
+In the first case ``qvpn-qkd run`` is started with a generated file in the state folder, as a program: in its own
+session, dead when we are, started again with back-off.  Keys in stock outlive it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from keysource.base import End, Origin, Owner, SourceContext, SourceStatus
+from keysource.device.source import DeviceSource, expect
+from keysource.errors import BadSettings
+from keysource.settings import parse_settings
+from keysource.simulated.child import Child
+from keysource.simulated.link_file import link_toml, write_link_file
+
+_OF_A_CHILD = ("role", "listen", "peer", "auth_key")
+
+
+class SimulatedSettings(BaseModel):
+    """The table ``[key_source.NAME]`` without ``type``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    role: Literal["left", "right"] | None = None
+    listen: str | None = None
+    peer: str | None = None
+    auth_key: str | None = None
+    preset: str = "demo"
+    fibre: str | None = None
+    owner: Owner | None = None
+    socket: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two_ways(self) -> SimulatedSettings:
+        given = [name for name in (*_OF_A_CHILD, "fibre") if getattr(self, name) is not None]
+        if self.socket is not None:
+            if [name for name in given if name != "role"]:
+                raise ValueError(f'"socket" means a link that runs already; "{given[-1]}" has no place beside it')
+        elif missing := [name for name in _OF_A_CHILD if getattr(self, name) is None]:
+            raise ValueError(f'"{missing[0]}" is missing ("socket" alone would do, for a link that runs already)')
+        return self
+
+    @property
+    def end(self) -> End | None:
+        return None if self.role is None else End.A if self.role == "left" else End.B
+
+
+class SimulatedSource(DeviceSource):
+    """A :class:`~keysource.device.source.DeviceSource` that starts its device."""
+
+    module = "keysource.qkd"
+    """Run as ``python -m MODULE run FILE``."""
+
+    def __init__(self, settings: Mapping[str, object], context: SourceContext) -> None:
+        self._settings = parse_settings(SimulatedSettings, settings)
+        self._context = context
+        self._child: Child | None = None
+        given = self._settings.socket
+        socket = context.state / f"{context.name}.device.sock" if given is None else context.path(given)
+        if len(bytes(socket)) > 107:
+            raise BadSettings(
+                f"{socket}: the path of a unix socket has at most 107 bytes", key="socket" if given else ""
+            )
+        super().__init__(socket, check=expect(self._settings.end, self._settings.owner, Origin.SIMULATED))
+
+    @property
+    def child_pid(self) -> int | None:
+        """Process id of the link's end while it runs."""
+        return None if self._child is None else self._child.pid
+
+    async def start(self) -> None:
+        """Start the child, if it is ours, and follow its device socket.
+
+        Raises:
+            BadSettings: ``auth_key`` cannot be read, or the state folder cannot be written.
+        """
+        if self._settings.socket is None:
+            self._start_child()
+        await super().start()
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        if self._child is not None:
+            await self._child.aclose()
+
+    async def status(self, peer_sae: str) -> SourceStatus:
+        """As the device says; what ended the child, where that is why no key comes."""
+        status = await super().status(peer_sae)
+        words = "" if self._child is None or self._child.pid is not None else self._child.last_words
+        if words and not status.ready and status.alarm is None:
+            return replace(status, origin=Origin.SIMULATED, reason=f"the process of the link {words}")
+        return replace(status, origin=Origin.SIMULATED)
+
+    def _start_child(self) -> None:
+        settings, context = self._settings, self._context
+        auth_key = context.path(settings.auth_key or "")
+        try:
+            context.read_secret(auth_key)
+        except OSError as error:
+            raise BadSettings(f"{auth_key}: {error.strerror or error}", key="auth_key") from None
+        except ValueError as error:
+            raise BadSettings(f"{auth_key}: {error}", key="auth_key") from None
+        file = context.state / f"{context.name}.link.toml"
+        try:
+            write_link_file(file, link_toml(settings.model_dump(), auth_key, self.socket, context))
+        except OSError as error:
+            raise BadSettings(f"{file}: {error.strerror or error}") from None
+        self._child = Child(self.module, ["run", str(file)])
+        self._child.start()
