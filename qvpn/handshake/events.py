@@ -1,7 +1,7 @@
 """What one peer's handshake machine tells its driver.
 
-The machine does no I/O.  The driver feeds it (:meth:`~qvpn.handshake.machine.PeerHandshake.receive`, ``key``, ``handle_timer``),
-then takes every event from ``next_event()`` and carries it out in order, then arms one timer for ``next_timer()``.
+The machine does no I/O.  The driver feeds it (:class:`~qvpn.handshake.machine.PeerHandshake`), then takes every event
+from ``next_event()`` and carries it out in order, then arms one timer for ``next_timer()``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.keys import EpochKeys, EpochState
 from qvpn.wire.messages import KeyName
 
@@ -53,6 +54,7 @@ class NeedKey:
     """Ask the key source; answer with ``machine.key(request, key_or_error, now)``, at most 2 s later.
 
     ``key`` is None for a fresh draw (we are master SAE) and the name from M3 for a fetch (we are slave SAE).
+    For a draw the answer names the key itself.
     ``claim`` is the peer's claim that came with it, to be checked before the source is asked.
     """
 
@@ -118,4 +120,24 @@ class ChainBroken:
     """No common chain where one was expected; the epoch rests on fresh secrets alone."""
 
 
-Event = SendCold | SendInner | NeedKey | Install | Hold | Erase | Confirmed | AttemptFailed | Alarm | ChainBroken
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A message was dropped; count it."""
+
+    reason: DropReason
+    detail: str = ""
+
+
+Event = (
+    Dropped
+    | SendCold
+    | SendInner
+    | NeedKey
+    | Install
+    | Hold
+    | Erase
+    | Confirmed
+    | AttemptFailed
+    | Alarm
+    | ChainBroken
+)

@@ -1,4 +1,4 @@
-"""Outer handshake datagrams and inner HANDSHAKE payloads: headers, macs, fragments out (PROTOCOL.md, chapters 3 and 11)."""
+"""Handshake datagrams, cold and inner: headers, macs, fragments out (PROTOCOL.md, chapters 3 and 11)."""
 
 from __future__ import annotations
 
