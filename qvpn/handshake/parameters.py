@@ -46,7 +46,7 @@ class PeerParameters:
     name: str
     identity: Identity
     peers: tuple[PublicIdentity, ...]
-    """The peer's public identities; more than one while its identity rolls over.  The first one decides *preferred*."""
+    """The peer's public identities; several while one rolls over.  The first decides *preferred*."""
     psk: bytes | None = field(default=None, repr=False)
     suites: tuple[int, ...] = (1,)
     """Accepted suites; the first is offered.  All of the identity's level."""

@@ -1,29 +1,28 @@
-"""Messages and their parts as frozen dataclasses; :mod:`qvpn.wire.codec` turns them into bytes and back.
-
-Names and order as in PROTOCOL.md chapters 3, 4 and 11.
-"""
+"""The messages of the handshake as values (PROTOCOL.md, chapter 4); ``wire.codec`` makes bytes of them and back."""
 
 from __future__ import annotations
 
 import enum
-import uuid
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 INDEX_BYTES = 4
 NO_INDEX = bytes(INDEX_BYTES)
 CHAIN_ID_BYTES = 8
 NO_CHAIN = bytes(CHAIN_ID_BYTES)
 CONFIRM_BYTES = 32
-MAX_LABEL = 32
-MAX_TEXT_KEY_ID = 64
-MAX_CLAIM = 64
-MAX_TLV_BYTES = 512
-MAX_KEYS = 1
-"""Keys in one M3 of version 1."""
+KEY_BYTES = 32
+MAX_TLVS = 512
+
+Body = TypeVar("Body")
+
+TLV_LANES = 0x0001
+TLV_CLAIM = 0x0002
+CRITICAL = 0x8000
 
 
 class MessageType(enum.IntEnum):
-    """First byte of a handshake datagram."""
+    """Byte 0 of a handshake datagram."""
 
     M1 = 1
     M2 = 2
@@ -33,20 +32,8 @@ class MessageType(enum.IntEnum):
     M3R = 6
 
 
-class ControlType(enum.IntEnum):
-    """First byte of a control record's plaintext."""
-
-    HANDSHAKE = 1
-    EPOCH_OK = 2
-    EPOCH_ACK = 3
-    KEEPALIVE = 4
-    PROBE = 5
-    PROBE_REPLY = 6
-    CLOSE = 7
-
-
 class Mode(enum.IntEnum):
-    """Policy modes, as in the policy block."""
+    """Policy modes on the wire."""
 
     REQUIRE_QKD = 1
     PREFER_QKD = 2
@@ -54,7 +41,7 @@ class Mode(enum.IntEnum):
 
 
 class Outcome(enum.IntEnum):
-    """First byte of P4."""
+    """What R decided about the keys of M3."""
 
     OK = 0
     RETRY_KEY = 1
@@ -62,22 +49,33 @@ class Outcome(enum.IntEnum):
     ABSENT = 3
     REFUSED = 4
 
+    @property
+    def degraded(self) -> bool:
+        """True for the outcomes that R signs."""
+        return self in (Outcome.CHAINED, Outcome.ABSENT)
+
+    @property
+    def confirmed(self) -> bool:
+        """True for the outcomes that end in an epoch and so carry confirm_R."""
+        return self is Outcome.OK or self.degraded
+
 
 class Reason(enum.IntEnum):
-    """Why an M4 is RETRY-KEY or REFUSED."""
+    """Why RETRY-KEY or REFUSED."""
 
-    SOURCE_UNAVAILABLE = 1
-    UNKNOWN_KEY_ID = 2
-    NOT_AUTHORISED = 3
-    KEY_ID_USED = 4
+    NONE = 0
+    UNAVAILABLE = 1
+    UNKNOWN_KEY = 2
+    UNAUTHORISED = 3
+    REUSED = 4
     POLICY = 5
     INTERNAL = 6
-    ORIGIN_DIFFERS = 7
+    ORIGIN = 7
     ROLLED_BACK = 8
 
 
-class KeyOrigin(enum.IntEnum):
-    """Where a key was made, as in a key of P3."""
+class WireOrigin(enum.IntEnum):
+    """Origins on the wire; the words are those of ``keysource.base.Origin``."""
 
     QKD = 1
     RELAYED = 2
@@ -86,144 +84,73 @@ class KeyOrigin(enum.IntEnum):
     SIMULATED = 5
 
 
-class ChainChoice(enum.IntEnum):
-    """``chain_sel`` of M2."""
-
-    NONE = 0
-    NEW = 1
-    OLD = 2
-
-
-def is_canonical_uuid(key_id: str) -> bool:
-    """True for a UUID in lower case with hyphens: those 36 characters travel as 16 bytes."""
-    try:
-        return str(uuid.UUID(key_id)) == key_id
-    except ValueError:
-        return False
-
-
 @dataclass(frozen=True, slots=True)
 class KeyName:
-    """Which key of a source: all that travels of it.  Raises ValueError for what cannot be encoded."""
+    """A key as M3 names it.  ``key_id``: a UUID in canonical lower case, or 1-64 bytes of printable ASCII."""
 
     label: str
-    """The initiator's name for the source, 1-32 printable ASCII characters."""
     key_id: str
-    """A UUID in canonical lower case, or 1-64 printable ASCII characters."""
-    origin: KeyOrigin
+    origin: WireOrigin
     hops: int = 0
-
-    def __post_init__(self) -> None:
-        if not 1 <= len(self.label) <= MAX_LABEL or not _printable(self.label):
-            raise ValueError(f"a source label has 1 to {MAX_LABEL} printable ASCII characters")
-        if not 1 <= len(self.key_id) <= MAX_TEXT_KEY_ID or not _printable(self.key_id):
-            raise ValueError(f"a key_ID has 1 to {MAX_TEXT_KEY_ID} printable ASCII characters")
-        if not 0 <= self.hops <= 255:
-            raise ValueError("hops is 0 to 255")
-
-
-def _printable(text: str) -> bool:
-    return text.isascii() and text.isprintable()
-
-
-@dataclass(slots=True)
-class KeyMaterial:
-    """A key of a source as the handshake takes it.  The machine wipes ``material`` once it is mixed in."""
-
-    name: KeyName
-    material: bytearray = field(repr=False)
-    """32 bytes."""
-    sae_initiator: str
-    sae_responder: str
-
-    def wipe(self) -> None:
-        self.material[:] = bytes(len(self.material))
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyBlock:
-    """What a side tells of its policy.  It informs; it decides nothing at the other end by itself."""
+class Policy:
+    """The eight bytes each side signs.  They inform; each side's own configuration decides."""
 
     mode: Mode
     ready: bool
     max_qkd_age: int = 0
-    """Seconds; 0: never CHAINED."""
-    keys_per_epoch: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Tlvs:
-    """Extensions of P2 and P3 that this version knows."""
-
-    lanes: int = 1
-    claim: bytes | None = None
+    """Seconds, 0: CHAINED never."""
 
 
 @dataclass(frozen=True, slots=True)
 class M1:
     index: bytes
-    ek: bytes
-    x25519: bytes
+    ek: bytes = field(repr=False)
+    x25519: bytes = field(repr=False)
     chain_new: bytes = NO_CHAIN
     chain_old: bytes = NO_CHAIN
 
 
 @dataclass(frozen=True, slots=True)
-class M2Clear:
-    """M2c: what M2 shows."""
-
+class M2:
     index: bytes
-    ct: bytes
-    x25519: bytes
-    chain: ChainChoice
+    ciphertext: bytes = field(repr=False)
+    x25519: bytes = field(repr=False)
+    chain_selected: int
+    clear: bytes = field(repr=False)
+    """M2c as it was sent: the transcript hashes these bytes."""
+    sealed: bytes = field(repr=False)
+    """E2."""
 
 
 @dataclass(frozen=True, slots=True)
 class P2:
-    policy: PolicyBlock
-    tlvs: Tlvs = Tlvs()
+    policy: Policy
+    tlvs: dict[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class P3:
-    policy: PolicyBlock
+    policy: Policy
     attempt: int
-    key: KeyName | None
-    """None: n is 0."""
-    tlvs: Tlvs = Tlvs()
+    keys: tuple[KeyName, ...]
+    tlvs: dict[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class P4:
     outcome: Outcome
-    reason: int = 0
+    reason: Reason = Reason.NONE
     confirm: bytes = field(default=b"", repr=False)
-    signature: bytes = b""
-    """sig_ed ‖ sig_ml of a degraded outcome, else empty."""
+    signatures: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
-class InnerFragment:
-    """Body of a HANDSHAKE control record."""
+class Signed(Generic[Body]):
+    """What stood in front of the signatures, as value and as the bytes that the transcript hashes."""
 
-    message_type: MessageType
-    suite: int
-    number: int
-    count: int
-    message_id: bytes
-    handshake_index: bytes
-    fragment: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ColdFragment:
-    """A handshake datagram outside any epoch, without its MACs."""
-
-    message_type: MessageType
-    suite: int
-    number: int
-    count: int
-    sender_index: bytes
-    receiver_index: bytes
-    message_id: bytes
-    fragment: bytes
+    body: Body
+    raw: bytes = field(repr=False)
+    signatures: bytes = field(repr=False)
