@@ -12,12 +12,27 @@ from collections.abc import Callable
 from typing import Any
 
 from keysource.base import KEY_BYTES, Claiming, Key, KeySource, SaePair, SourceStatus
-from keysource.errors import BadAnswer, KeySourceError, RolledBack, Unavailable
+from keysource.errors import (
+    BadAnswer,
+    BadSettings,
+    KeySourceError,
+    NotOwner,
+    RolledBack,
+    Unauthorized,
+    Unavailable,
+    UnknownKeyID,
+)
+from qvpn.handshake.events import NeedKey
+from qvpn.handshake.parameters import KeyFault, KeyMaterial
+from qvpn.wire.messages import WireOrigin
+
+__all__ = ["BadSettings", "KeyFeed", "KeySource", "KeySourceError", "RolledBack", "SourceStatus"]
 
 CALL_LIMIT = 2.0
 """Seconds that one call may take, retries of the source included."""
 
-Deliver = Callable[[int, Key | KeySourceError], None]
+Deliver = Callable[[int, KeyMaterial | KeyFault], None]
+"""``deliver(request, answer)``."""
 
 
 class KeyFeed:
@@ -35,9 +50,12 @@ class KeyFeed:
         self._limit = limit
         self._calls: set[asyncio.Task[None]] = set()
 
-    def sae_pair(self) -> SaePair:
-        """The SAE names that the key schedule binds.  Raises KeySourceError while the source is not open."""
-        return self._source.sae_pair(self._peer_sae)
+    def sae_pair(self) -> SaePair | None:
+        """The names of both ends at the source; None while it does not know them."""
+        try:
+            return self._source.sae_pair(self._peer_sae)
+        except KeySourceError:
+            return None
 
     def claim(self) -> bytes | None:
         """What the source says about its position, for the handshake; None where it keeps none."""
@@ -48,13 +66,11 @@ class KeyFeed:
         except KeySourceError:
             return None
 
-    def draw(self, request: int, claim: bytes | None) -> None:
-        """Ask for a new key, as master SAE."""
-        self._start(request, None, claim)
-
-    def fetch(self, request: int, key_id: str, claim: bytes | None) -> None:
-        """Ask for the key that the peer drew, as slave SAE."""
-        self._start(request, key_id, claim)
+    def ask(self, need: NeedKey) -> None:
+        """Draw a new key as master SAE, or fetch the one that the peer drew as slave SAE."""
+        task = asyncio.get_running_loop().create_task(self._answer(need))
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
 
     async def poll(self) -> SourceStatus:
         """Ask the source how it is; bounded like a call, never raises."""
@@ -76,18 +92,16 @@ class KeyFeed:
             task.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
 
-    def _start(self, request: int, key_id: str | None, claim: bytes | None) -> None:
-        task = asyncio.get_running_loop().create_task(self._answer(request, key_id, claim))
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
-
-    async def _answer(self, request: int, key_id: str | None, claim: bytes | None) -> None:
+    async def _answer(self, need: NeedKey) -> None:
+        answer: KeyMaterial | KeyFault
+        key_id = None if need.key is None else need.key.key_id
         try:
-            self._check_claim(claim)
-            self._deliver(request, self._checked(await self._call(key_id), key_id))
+            self._check_claim(need.claim)
+            answer = self._material(await self._call(key_id), key_id)
         except KeySourceError as error:
             self._log.warning("no key", source=self.name, error=type(error).__name__, reason=str(error))
-            self._deliver(request, error)
+            answer = fault_of(error)
+        self._deliver(need.request, answer)
 
     async def _call(self, key_id: str | None) -> Key:
         # A task of its own: at the time limit the machine gets its answer at once, even from a source that hangs on.
@@ -124,22 +138,40 @@ class KeyFeed:
                 f"{self.name}: the peer's claim could not be checked ({type(error).__name__})"
             ) from error
 
-    def _checked(self, key: Key, key_id: str | None) -> Key:
-        """A source may be a stranger's program: its keys are looked at."""
-        if len(key.material) != KEY_BYTES:
-            problem = f"gave a key of {len(key.material)} bytes instead of {KEY_BYTES}"
-        elif not any(key.material):
-            problem = "gave a key of zeros"
-        elif key_id is not None and key.key_id != key_id:
-            problem = "gave another key than was asked for"
-        elif not 1 <= len(key.key_id) <= 64 or not key.key_id.isascii() or not key.key_id.isprintable():
-            problem = "gave a key_ID that is not 1 to 64 printable ASCII characters"
-        elif not 0 <= key.hops <= 255:
-            problem = "gave an impossible number of hops"
-        else:
-            return key
-        key.wipe()
-        raise BadAnswer(f"{self.name}: the key source {problem}")
+    def _material(self, key: Key, wanted: str | None) -> KeyMaterial:
+        """A source may be a stranger's program: its keys are looked at.  A refused one is wiped."""
+        problem = _problem(key, wanted)
+        if problem:
+            key.wipe()
+            raise BadAnswer(f"{self.name}: the key source gave {problem}")
+        return KeyMaterial(key.key_id, WireOrigin[key.origin.name], key.hops, key.material)
+
+
+def fault_of(error: KeySourceError) -> KeyFault:
+    """What an error means to the protocol.  In doubt the key may be gone: BROKEN."""
+    if isinstance(error, UnknownKeyID):
+        return KeyFault.UNKNOWN
+    if isinstance(error, Unauthorized):
+        return KeyFault.UNAUTHORISED
+    if isinstance(error, RolledBack):
+        return KeyFault.ROLLED_BACK
+    if isinstance(error, NotOwner) or (isinstance(error, Unavailable) and error.answered):
+        return KeyFault.UNAVAILABLE
+    return KeyFault.BROKEN
+
+
+def _problem(key: Key, wanted: str | None) -> str:
+    if len(key.material) != KEY_BYTES:
+        return f"a key of {len(key.material)} bytes instead of {KEY_BYTES}"
+    if not any(key.material):
+        return "a key of zeros"
+    if wanted is not None and key.key_id != wanted:
+        return "another key than was asked for"
+    if not 1 <= len(key.key_id) <= 64 or not key.key_id.isascii() or not key.key_id.isprintable():
+        return "a key_ID that is not 1 to 64 printable ASCII characters"
+    if not 0 <= key.hops <= 255:
+        return "an impossible number of hops"
+    return ""
 
 
 def _abandon(call: asyncio.Future[Key]) -> None:

@@ -11,8 +11,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from keysource.base import KeySource, SourceStatus
-from keysource.errors import BadSettings, KeySourceError, RolledBack
+from qvpn.control.keyfeed import BadSettings, KeySource, KeySourceError, RolledBack, SourceStatus
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 CLOSE_LIMIT = 5.0
@@ -72,7 +71,7 @@ class SourceKeeper:
     async def _retry(self) -> None:
         pause = FIRST_PAUSE
         while True:
-            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads load, keeps no secret
+            await asyncio.sleep(pause * random.uniform(0.75, 1.25))
             self.restarts += 1
             try:
                 if await self._try():

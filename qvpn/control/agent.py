@@ -1,0 +1,291 @@
+"""Drives one peer: the handshake machine's events become calls of the packet path and the key feed, and back.
+
+A thin shell.  It decides nothing about the protocol; its own are the one timer, the endpoint (names, roaming by
+PROBE) and the facts for status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from qvpn.config.schema import OnAlarm, Peer
+from qvpn.control.keyfeed import KeyFeed
+from qvpn.control.record import PeerRecord
+from qvpn.handshake import events
+from qvpn.handshake.carrier import Carrier
+from qvpn.handshake.machine import PeerHandshake
+from qvpn.handshake.parameters import KeyFault, KeyMaterial
+from qvpn.netio.base import Address
+from qvpn.tunnel.drops import DropReason
+from qvpn.tunnel.keys import EpochKeys
+
+PROBE, PROBE_REPLY = 0x05, 0x06
+_PROBE_BYTES = 8
+_PROBES = 4
+"""Addresses that are being probed at a time; the oldest gives way."""
+PROBE_LIFE = 5.0
+LATE = 60.0
+"""Longest sleep of the timer: the clock that counts is CLOCK_BOOTTIME, and the loop's stands still in a suspend."""
+
+
+class PlanePort(Protocol):
+    """What an agent needs of the packet path."""
+
+    def set_endpoint(self, peer: str, address: Address | None) -> None: ...
+
+    def install(self, peer: str, keys: EpochKeys) -> None: ...
+
+    def hold(self, peer: str, receive_index: int) -> None: ...
+
+    def erase(self, peer: str, receive_index: int) -> None: ...
+
+    def erase_all(self, peer: str) -> None: ...
+
+    def send_control(
+        self, peer: str, payload: bytes, *, receive_index: int | None = None, address: Address | None = None
+    ) -> bool: ...
+
+    def send_handshake(self, datagrams: Sequence[bytes], address: Address) -> None: ...
+
+    def last_received(self, peer: str) -> float | None: ...
+
+
+class PeerAgent:
+    """One peer's control.  Belongs to the event loop's thread."""
+
+    def __init__(
+        self,
+        peer: Peer,
+        machine: PeerHandshake,
+        plane: PlanePort,
+        clock: Callable[[], float],
+        log: Any,
+        *,
+        moved: Callable[[Address], None] = lambda address: None,
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        """``moved(address)`` is told each new endpoint (the gate knows endpoints too)."""
+        self.peer = peer
+        self.machine = machine
+        self.record = PeerRecord()
+        self.feed: KeyFeed | None = None
+        self.endpoint: Address | None = None
+        self._plane = plane
+        self._clock = clock
+        self._log = log
+        self._moved = moved
+        self._random = random
+        self._probes: dict[Address, tuple[bytes, int, float]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._pumping = False
+        self._stopped = False
+        self._actions: dict[type, Callable[[Any], None]] = {
+            events.SendCold: self._send_cold,
+            events.SendInner: self._send_inner,
+            events.NeedKey: self._need_key,
+            events.Install: self._install,
+            events.Hold: self._hold,
+            events.Erase: self._erase,
+            events.Confirmed: self._confirmed,
+            events.AttemptFailed: self._failed,
+            events.Alarm: self._alarm,
+            events.ChainBroken: self._chain_broken,
+        }
+
+    # orders
+
+    def start(self) -> None:
+        """Begin; with an endpoint a handshake starts at once."""
+        self.machine.start(self._clock())
+        self.pump()
+
+    def stop(self) -> None:
+        """Tell the peer, erase every key.  May be called twice."""
+        if self._stopped:
+            return
+        self.machine.stop(self._clock())
+        self.pump()
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._plane.erase_all(self.peer.name)
+
+    def set_endpoint(self, address: Address) -> None:
+        """The peer is to be reached there from now on."""
+        if address == self.endpoint:
+            return
+        self._log.info("endpoint", address=str(address), before=str(self.endpoint) if self.endpoint else None)
+        self.endpoint = address
+        self._plane.set_endpoint(self.peer.name, address)
+        self._moved(address)
+        self.machine.endpoint_known(True, self._clock())
+        self.pump()
+
+    def source_status(self, ready: bool, alarm: str | None) -> None:
+        """The key source was asked how it is."""
+        self._source_alarm(alarm)
+        self.machine.source_ready(ready, self._clock())
+        self.pump()
+
+    def key_delivered(self, request: int, answer: KeyMaterial | KeyFault) -> None:
+        """The key feed's answer to a NeedKey."""
+        if self._stopped:
+            if isinstance(answer, KeyMaterial):
+                answer.material[:] = bytes(len(answer.material))
+            return
+        self._tell_claim()
+        self.machine.key(request, answer, self._clock())
+        self.pump()
+
+    # what the packet path reports
+
+    def received(self, message_type: int, message: bytes, carrier: Carrier) -> DropReason | None:
+        """A whole handshake message from outside; the result says why it was dropped, if it was."""
+        self._tell_claim()
+        dropped = self.machine.receive(message_type, message, carrier, self._clock())
+        self.pump()
+        return dropped
+
+    def control(self, receive_index: int, payload: bytes, address: Address) -> DropReason | None:
+        """A verified control record."""
+        kind = payload[0] if payload else -1
+        if kind in (PROBE, PROBE_REPLY):
+            return self._probe(kind, receive_index, payload[1:], address)
+        self._tell_claim()
+        dropped = self.machine.control(receive_index, payload, self._clock())
+        self.pump()
+        return dropped
+
+    def first_record(self, receive_index: int) -> None:
+        self.machine.first_record(receive_index, self._clock())
+        self.pump()
+
+    def limit(self, receive_index: int) -> None:
+        self.machine.limit(receive_index)
+        self.pump()
+
+    def new_address(self, receive_index: int, address: Address) -> None:
+        """The newest verified record came from elsewhere: ask there whether the peer gets what we send."""
+        self._log.info("peer seen at another address, probing", address=str(address))
+        while len(self._probes) >= _PROBES:
+            del self._probes[next(iter(self._probes))]
+        challenge = self._random(_PROBE_BYTES)
+        self._probes[address] = (challenge, receive_index, self._clock() + PROBE_LIFE)
+        self._plane.send_control(
+            self.peer.name, bytes([PROBE]) + challenge, receive_index=receive_index, address=address
+        )
+
+    def _probe(self, kind: int, receive_index: int, body: bytes, address: Address) -> DropReason | None:
+        if len(body) != _PROBE_BYTES:
+            return DropReason.CONTROL_MALFORMED
+        if kind == PROBE:
+            self._plane.send_control(
+                self.peer.name, bytes([PROBE_REPLY]) + body, receive_index=receive_index, address=address
+            )
+            return None
+        # The reply may come by any way: that it has our bytes proves that what we sent to the address arrived.
+        for probed, (challenge, epoch, ends) in tuple(self._probes.items()):
+            if epoch == receive_index and hmac.compare_digest(challenge, body) and self._clock() < ends:
+                del self._probes[probed]
+                self.set_endpoint(probed)
+                return None
+        return DropReason.HANDSHAKE_STATE
+
+    # events
+
+    def pump(self) -> None:
+        """Carry out what the machine wants, in order, then arm its timer.  Re-entrant calls are taken up in order."""
+        if self._pumping or self._stopped:
+            return
+        self._pumping = True
+        try:
+            while (event := self.machine.next_event()) is not None:
+                self._actions[type(event)](event)
+        finally:
+            self._pumping = False
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self.machine.next_timer()
+        if due is None or self._stopped:
+            return
+        delay = min(max(0.0, due - self._clock()), LATE)
+        self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        heard = self._plane.last_received(self.peer.name)
+        if heard is not None:
+            self.machine.heard(heard)
+        self.machine.handle_timer(self._clock())
+        self.pump()
+
+    def _send_cold(self, event: events.SendCold) -> None:
+        target = event.address if isinstance(event.address, Address) else self.endpoint
+        if target is not None:
+            self._plane.send_handshake(event.datagrams, target)
+
+    def _send_inner(self, event: events.SendInner) -> None:
+        for payload in event.payloads:
+            self._plane.send_control(self.peer.name, payload, receive_index=event.receive_index)
+
+    def _need_key(self, event: events.NeedKey) -> None:
+        if self.feed is not None:
+            self.feed.ask(event)
+        else:
+            # Later, not now: the machine is in the middle of its events.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self.key_delivered, event.request, KeyFault.UNAVAILABLE)
+
+    def _install(self, event: events.Install) -> None:
+        self._plane.install(self.peer.name, event.keys)
+
+    def _hold(self, event: events.Hold) -> None:
+        self._plane.hold(self.peer.name, event.receive_index)
+
+    def _erase(self, event: events.Erase) -> None:
+        self._plane.erase(self.peer.name, event.receive_index)
+
+    def _confirmed(self, event: events.Confirmed) -> None:
+        self.record.confirmed(event, self._clock())
+        fields = self.record.log_fields(event)
+        self._log.info("epoch confirmed", **fields)
+
+    def _failed(self, event: events.AttemptFailed) -> None:
+        self.record.failed(event)
+        self._log.warning("handshake failed", failure=event.failure.value, detail=event.detail, role=event.role.value)
+
+    def _alarm(self, event: events.Alarm) -> None:
+        self.record.alarm(f"{event.kind}: {event.detail}")
+        self._log.error("alarm", kind=event.kind, detail=event.detail)
+
+    def _chain_broken(self, _event: events.ChainBroken) -> None:
+        self._log.warning("chain broken: the epoch rests on fresh secrets alone")
+
+    # the key source's other words
+
+    def _tell_claim(self) -> None:
+        if self.feed is not None:
+            self.machine.claim(self.feed.claim())
+
+    def _source_alarm(self, alarm: str | None) -> None:
+        if alarm == self.record.source_alarm:
+            return
+        self.record.source_alarm = alarm
+        if alarm is None:
+            self._log.info("the key source's alarm is over")
+            return
+        self.record.alarm(f"key source: {alarm}")
+        self._log.error("alarm of the key source", alarm=alarm, on_alarm=self.peer.on_alarm.value)
+        if self.peer.on_alarm is OnAlarm.REKEY_NOW:
+            self.machine.rekey(self._clock())
+        elif self.peer.on_alarm is OnAlarm.BLOCK_NOW:
+            # The peer is not told: its own source tells it, or its packets are refused here.
+            self._plane.erase_all(self.peer.name)
