@@ -1,0 +1,164 @@
+"""``qvpn-kme``: a KME that speaks ETSI GS QKD 014.
+
+Exit codes: 0 fine, 1 it failed, 2 wrong usage or a wrong configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from keysource.kme.config import EXAMPLE, ConfigError, KmeConfig, load
+from keysource.kme.control import ControlError, ask
+from keysource.kme.faults import Fault, fault_named
+from keysource.kme.logs import set_up
+from keysource.kme.scaffold import DEVICE, ScaffoldError, SitePlan, write_pair
+from keysource.kme.server import KmeServer, ListenError, contexts
+from keysource.kme.store import StoreError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The KME's configuration, TOML.")]
+Device = Annotated[str, typer.Option(help="Device socket, relative to the site's folder.")]
+Port = Annotated[int, typer.Option(min=1, max=65535)]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+@app.command()
+def serve(
+    file: File,
+    fault: Annotated[str, typer.Option(metavar="NAME", help="Misbehave: " + ", ".join(Fault) + ".")] = "none",
+) -> None:
+    """Run in the foreground until SIGTERM or Ctrl-C; log to standard error."""
+    ordered = _fault(fault)
+    config = _load(file)
+    set_up(json_lines=not sys.stderr.isatty())
+    try:
+        server = KmeServer(config, ordered)
+    except ConfigError as error:
+        _fail(f"{file}: {error}", 2)
+    try:
+        asyncio.run(server.run())
+    except (StoreError, ListenError, ControlError) as error:
+        _fail(str(error), 1)
+
+
+@app.command()
+def check(file: File) -> None:
+    """Read the configuration and the certificates, start nothing."""
+    config = _load(file)
+    try:
+        contexts(config)
+    except ConfigError as error:
+        _fail(f"{file}: {error}", 2)
+    print(f"{file}: KME {config.kme.id} is configured without a mistake")
+
+
+@app.command()
+def status(
+    file: File, as_json: Annotated[bool, typer.Option("--json", help="One JSON object and nothing else.")] = False
+) -> None:
+    """Ask the running KME how it is."""
+    answer = _ask(_load(file), {"op": "status"})
+    if as_json:
+        print(json.dumps(answer))
+    else:
+        _print_status(answer)
+
+
+@app.command()
+def fault(file: File, name: Annotated[str, typer.Argument(metavar="NAME", help=", ".join(Fault) + ".")]) -> None:
+    """Make the running KME misbehave, or behave again with ``none``."""
+    ordered = _fault(name)
+    _ask(_load(file), {"op": "fault", "name": ordered.value})
+
+
+@app.command()
+def example() -> None:
+    """Print a commented configuration."""
+    print(EXAMPLE, end="")
+
+
+@app.command()
+def pair(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the two folders of the sites go.")],
+    left_host: Annotated[str, typer.Option(help="Name or address at which the right KME reaches the left.")],
+    right_host: Annotated[str, typer.Option(help="Name or address at which the left KME reaches the right.")],
+    left: Annotated[str, typer.Option(help="Name of the left site.")] = "alice",
+    right: Annotated[str, typer.Option(help="Name of the right site.")] = "bob",
+    left_sae_host: Annotated[str, typer.Option(help="Where SAEs reach the left KME, if elsewhere.")] = "",
+    right_sae_host: Annotated[str, typer.Option(help="Where SAEs reach the right KME, if elsewhere.")] = "",
+    left_port: Port = 8443,
+    left_peer_port: Port = 8444,
+    right_port: Port = 8443,
+    right_peer_port: Port = 8444,
+    left_device: Device = DEVICE,
+    right_device: Device = DEVICE,
+) -> None:
+    """Write DIR/LEFT and DIR/RIGHT: kme.toml and a test PKI each; copied to two hosts they are a pair."""
+    sites = (
+        SitePlan(left, left_host, left_port, left_peer_port, left_sae_host, left_device),
+        SitePlan(right, right_host, right_port, right_peer_port, right_sae_host, right_device),
+    )
+    try:
+        files = write_pair(folder, *sites)
+    except ScaffoldError as error:
+        _fail(str(error), 2)
+    for site, file in zip(sites, files, strict=True):
+        print(f"on {site.host}: qvpn-kme serve {file}")
+
+
+def _load(file: Path) -> KmeConfig:
+    try:
+        return load(file)
+    except ConfigError as error:
+        _fail(str(error), 2)
+
+
+def _fault(name: str) -> Fault:
+    try:
+        return fault_named(name)
+    except ValueError as error:
+        _fail(str(error), 2)
+
+
+def _ask(config: KmeConfig, request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return ask(config.control_path, request)
+    except ControlError as error:
+        _fail(str(error), 1)
+
+
+def _print_status(answer: dict[str, Any]) -> None:
+    console = Console()
+    console.print(f"{answer['kme']}  pid {answer['pid']}  {answer['listen']}  fault: {answer['fault']}")
+    table = Table()
+    for title in ("other KME", "device", "alarm", "to issue", "to receive", "reserved", "issued", "fetched"):
+        table.add_column(title)
+    for link in answer["links"]:
+        device = "up" if link["device_connected"] else link["trouble"]
+        numbers = (str(link[name]) for name in ("own_free", "peer_free", "reserved", "issued", "fetched"))
+        table.add_row(link["peer_kme"], device, link["alarm"] or "none", *numbers)
+    console.print(table)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"qvpn-kme: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""A laboratory of two sites: two real ``qvpn-kme`` processes with mutual TLS, each fed by a test device of its own.
+
+::
+
+    sae-alice ── TLS ── kme-alice ── TLS ── kme-bob ── TLS ── sae-bob
+                            │                  │
+                       test device a      test device b        (identical blocks, by hand of the test)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from keysource.base import End, Origin, Owner, SourceContext
+from keysource.device.messages import DeviceInfo
+from keysource.device.server import DeviceServer
+from keysource.etsi014 import tls
+from keysource.etsi014.client import Etsi014Client
+from keysource.etsi014.source import Etsi014Source
+from keysource.kme.config import KmeConfig, load
+from keysource.kme.control import ControlError, ask
+from keysource.kme.pki import Authority
+from keysource.kme.scaffold import SitePlan, write_pair
+
+ROOT = Path(__file__).resolve().parents[2]
+SITES = ("alice", "bob")
+OTHER = {"alice": "bob", "bob": "alice"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Lab:
+    """Two sites; every public method says what an operator or the quantum link would do."""
+
+    def __init__(self, folder: Path, *, owner: Owner = Owner.ALTERNATE, limits: str = "") -> None:
+        self.folder = folder
+        self.owner = owner
+        self.authority = Authority("lab CA")
+        self.plans = {site: SitePlan(site, "127.0.0.1", free_port(), free_port()) for site in SITES}
+        self.files = dict(zip(SITES, write_pair(folder, *self.plans.values(), self.authority), strict=True))
+        for file in self.files.values():
+            file.write_text(file.read_text() + limits)
+        self.devices: dict[str, DeviceServer] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.clients: list[Etsi014Client | Etsi014Source] = []
+        self._next_block = 0
+
+    def config(self, site: str) -> KmeConfig:
+        return load(self.files[site])
+
+    async def start(self, keys: int = 64) -> None:
+        for site in SITES:
+            await self.start_device(site)
+            self.start_kme(site)
+        await asyncio.gather(*(self.ready(site) for site in SITES))
+        if keys:
+            self.publish(keys)
+            await self.stored(keys)
+
+    async def aclose(self) -> None:
+        for client in self.clients:
+            await client.aclose()
+        for site in SITES:
+            self.stop_kme(site)
+            if device := self.devices.get(site):
+                await device.aclose()
+
+    # Devices
+
+    async def start_device(self, site: str, next_block: int = 0) -> DeviceServer:
+        home = self.folder / site / "link"
+        home.mkdir(mode=0o700, exist_ok=True)
+        end = End.A if site == "alice" else End.B
+        info = DeviceInfo("test device", "lab-link", end, self.owner, Origin.SIMULATED)
+        device = DeviceServer(home / "device.sock", info)
+        await device.start()
+        device.set_status("up", qber=0.021, key_rate=12.5)
+        if next_block:
+            device._next_block = next_block
+        self.devices[site] = device
+        return device
+
+    def publish(self, count: int, *, only: tuple[str, ...] = SITES) -> int:
+        """A block of random keys, identical at the sites that get it.  Returns its number."""
+        keys = secrets.token_bytes(32 * count)
+        block = self._next_block
+        self._next_block += 1
+        for site in only:
+            self.devices[site].publish(block, bytearray(keys))
+        return block
+
+    async def stored(self, count: int, *sites: str) -> None:
+        """Wait until that many keys are in the stores."""
+        for site in sites or SITES:
+            await self.until(lambda site=site: self.held(site) == count, f"{count} keys at {site}")
+
+    def held(self, site: str) -> int:
+        link = self.status(site)["links"][0]
+        return int(link["own_free"] + link["peer_free"] + link["reserved"])
+
+    def link(self, site: str) -> dict[str, Any]:
+        link: dict[str, Any] = self.status(site)["links"][0]
+        return link
+
+    # KMEs
+
+    def start_kme(self, site: str, *options: str) -> None:
+        log = (self.folder / f"{site}.log").open("ab")
+        command = [sys.executable, "-m", "keysource.kme.cli", "serve", str(self.files[site]), *options]
+        with log:
+            self.processes[site] = subprocess.Popen(command, stderr=log, stdout=log, cwd=ROOT)
+
+    async def ready(self, site: str) -> None:
+        await self.until(lambda: self.status(site)["links"][0]["device_connected"], f"KME of {site}")
+
+    def stop_kme(self, site: str) -> int:
+        process = self.processes.pop(site, None)
+        if process is None:
+            return 0
+        process.terminate()
+        try:
+            return process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    def kill_kme(self, site: str) -> None:
+        process = self.processes.pop(site)
+        process.kill()
+        process.wait()
+
+    def status(self, site: str) -> dict[str, Any]:
+        return ask(self.config(site).control_path, {"op": "status"})
+
+    def fault(self, site: str, name: str) -> None:
+        ask(self.config(site).control_path, {"op": "fault", "name": name})
+
+    def log(self, site: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / f"{site}.log").read_text().splitlines()]
+
+    async def until(self, true: Callable[[], bool], what: str, seconds: float = 15.0) -> None:
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                if true():
+                    return
+            except ControlError:
+                pass
+            dead = [site for site, process in self.processes.items() if process.poll() is not None]
+            if dead or time.monotonic() > end:
+                logs = "\n".join((self.folder / f"{site}.log").read_text()[-2000:] for site in self.processes)
+                raise AssertionError(f"{what}: not within {seconds} s (dead: {dead})\n{logs}")
+            await asyncio.sleep(0.02)
+
+    # SAEs
+
+    def client(self, sae: str, at: str, **options: Any) -> Etsi014Client:
+        """A client with a certificate of its own (any name) at the KME of a site."""
+        credential = self.authority.sae(sae)
+        context = tls.client_context(self.authority.certificate, credential.certificate, credential.private_key)
+        client = Etsi014Client(self.plans[at].url, context, **options)
+        self.clients.append(client)
+        return client
+
+    async def source(self, site: str, **settings: Any) -> Etsi014Source:
+        plan = self.plans[site]
+        table: dict[str, object] = {
+            "url": plan.url,
+            "sae": plan.sae_id,
+            "ca": "pki/ca.crt",
+            "certificate": f"pki/{plan.sae_id}.crt",
+            "private_key": f"pki/{plan.sae_id}.key",
+            **settings,
+        }
+        home = self.folder / site
+        source = Etsi014Source(table, SourceContext("kme", home, home, site))
+        await source.start()
+        self.clients.append(source)
+        return source
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def shared_lab() -> AsyncIterator[Lab]:
+    """One laboratory for a module whose tests leave each other alone."""
+    with tempfile.TemporaryDirectory(prefix="kme-") as folder:
+        lab = Lab(Path(folder))
+        try:
+            await lab.start(keys=512)
+            yield lab
+        finally:
+            await lab.aclose()
+
+
+@pytest_asyncio.fixture
+async def make_lab() -> AsyncIterator[Callable[..., Lab]]:
+    """Laboratories for one test; start them."""
+    labs: list[Lab] = []
+    with tempfile.TemporaryDirectory(prefix="kme-") as folder:
+
+        def make(**options: Any) -> Lab:
+            home = Path(folder) / str(len(labs))
+            home.mkdir()
+            labs.append(Lab(home, **options))
+            return labs[-1]
+
+        try:
+            yield make
+        finally:
+            for lab in labs:
+                await lab.aclose()
+
+
+@pytest.fixture
+def counts() -> Callable[[int], int]:
+    """``counts(full)``: a tenth of a large count, unless QVPN_TEST_LONG asks for all of it."""
+    return lambda full: full if os.environ.get("QVPN_TEST_LONG") == "1" else max(1, full // 10)
