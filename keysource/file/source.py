@@ -194,7 +194,8 @@ class KeyFile:
 
     def fetchable(self) -> bool:
         """Has the other end a key left, as far as was seen here?"""
-        return self.position.seen < self._owned(self.end.other).stop
+        others = self._owned(self.end.other)
+        return bool(others) and self.position.seen <= others[-1]
 
     def nothing_left(self) -> str:
         if not self._owned(self.end):

@@ -2,13 +2,13 @@
 
 Two ways to write the table::
 
-    role = "left"                       # end a; "right" is end b
-    listen = "192.0.2.1:51850"          # where this end of the link listens
-    peer = "192.0.2.2:51850"            # where the other end does
-    auth_key = "link.key"               # secret that both ends' authenticated channel starts from
+    role = "left"                       # end a, which is Alice; "right" is end b, Bob
+    listen = "192.0.2.1:51850"          # left needs it: where Bob connects
+    peer = "192.0.2.1:51850"            # right needs it: Alice's `listen`
+    auth_key = "link.pad"               # pad file of the link's authenticated channel; its own copy at each end
     preset = "demo"                     # optics; the same at both ends
-    fibre = "192.0.2.1:51851"           # optional: where the fibre process is
-    owner = "a"                         # optional: who issues keys (alternate | a | b)
+    fibre = "192.0.2.1:51851"           # optional: where the fibre process listens
+    owner = "a"                         # optional: who issues keys (alternate | a | b); the same at both ends
 
     socket = "run/left.sock"            # or: a link that runs already; nothing is started
 
@@ -31,7 +31,7 @@ from keysource.settings import parse_settings
 from keysource.simulated.child import Child
 from keysource.simulated.link_file import link_toml, write_link_file
 
-_OF_A_CHILD = ("role", "listen", "peer", "auth_key")
+_OF_A_CHILD = ("listen", "peer", "auth_key", "fibre")
 
 
 class SimulatedSettings(BaseModel):
@@ -50,11 +50,12 @@ class SimulatedSettings(BaseModel):
 
     @model_validator(mode="after")
     def _one_of_two_ways(self) -> SimulatedSettings:
-        given = [name for name in (*_OF_A_CHILD, "fibre") if getattr(self, name) is not None]
         if self.socket is not None:
-            if [name for name in given if name != "role"]:
-                raise ValueError(f'"socket" means a link that runs already; "{given[-1]}" has no place beside it')
-        elif missing := [name for name in _OF_A_CHILD if getattr(self, name) is None]:
+            if given := [name for name in _OF_A_CHILD if getattr(self, name) is not None]:
+                raise ValueError(f'"socket" means a link that runs already; "{given[0]}" has no place beside it')
+            return self
+        address = "peer" if self.role == "right" else "listen"
+        if missing := [name for name in ("role", address, "auth_key") if getattr(self, name) is None]:
             raise ValueError(f'"{missing[0]}" is missing ("socket" alone would do, for a link that runs already)')
         return self
 
