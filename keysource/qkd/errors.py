@@ -6,6 +6,7 @@
     └── LinkError              base of what this package raises on purpose
         ├── LinkSettings       the configuration is wrong
         ├── BadFrame           the other end (or whoever stands between) broke the protocol
+        ├── Disagreement       both ends have the pad, but their configurations differ
         ├── Forged             a tag of the transcript does not fit: nothing of this block may be used
         ├── PeerLost           connection gone or silent
         ├── PadEmpty           no authentication key is left
@@ -27,6 +28,10 @@ class LinkSettings(LinkError):
 
 class BadFrame(LinkError):
     """A frame that does not belong here."""
+
+
+class Disagreement(LinkError):
+    """The two configurations do not fit."""
 
 
 class Forged(LinkError):

@@ -82,8 +82,11 @@ class _State:
 class LinkState:
     """Pad and block counter of one end.  Methods that change it return after the change is on disk."""
 
-    def __init__(self, folder: Path, pad_file: Path, link: str, end: str) -> None:
-        """Raises :class:`LinkSettings` where a file is missing, open to others, too short or of another link."""
+    def __init__(self, folder: Path, pad_file: Path, link: str | None, end: str) -> None:
+        """``link``: its name; None takes one from the pad.
+
+        Raises :class:`LinkSettings` where a file is missing, open to others, too short or of another link.
+        """
         self._path = folder / _STATE
         self._pad_file = pad_file
         try:
@@ -93,7 +96,9 @@ class LinkState:
         if len(pad) < HEAD_BYTES + TICKET_BYTES:
             raise LinkSettings(f"{pad_file}: {len(pad)} bytes are no authentication pad")
         self._pad = pad
-        self._identity = {"version": _VERSION, "link": link, "end": end, "pad": hashlib.sha256(pad).hexdigest()[:32]}
+        self.link = link or f"link-{self.link_key(b'name').hex()[:12]}"
+        fingerprint = hashlib.sha256(pad).hexdigest()[:32]
+        self._identity = {"version": _VERSION, "link": self.link, "end": end, "pad": fingerprint}
         self._state = self._load()
         self._write()
 
@@ -124,7 +129,7 @@ class LinkState:
 
     def link_key(self, purpose: bytes) -> bytes:
         """32 bytes for one purpose from the head of the pad: computational, never used as pad."""
-        return HKDF(hashes.SHA256(), 32, b"qvpn-qkd link key v1", purpose).derive(self._pad[:HEAD_BYTES])
+        return link_key(self._pad, purpose)
 
     def claims(self, held: frozenset[int]) -> Claims:
         s = self._state
@@ -218,3 +223,8 @@ class LinkState:
 def make_pad(size: int = DEFAULT_PAD_BYTES) -> bytes:
     """Random bytes for both ends' pad files."""
     return os.urandom(size)
+
+
+def link_key(pad: bytes, purpose: bytes) -> bytes:
+    """32 bytes for one purpose from the head of a pad."""
+    return HKDF(hashes.SHA256(), 32, b"qvpn-qkd link key v1", purpose).derive(pad[:HEAD_BYTES])

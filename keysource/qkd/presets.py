@@ -12,7 +12,6 @@ from keysource.qkd.optics.model import Optics
 from keysource.qkd.plan import Plan, make_plan
 from keysource.qkd.rates.finite import Decoy, Security
 
-
 SECURITY = Security(secrecy=1e-9, correctness=1e-15)
 
 

@@ -1,0 +1,5 @@
+"""``python -m keysource.qkd``."""
+
+from keysource.qkd.cli import main
+
+main()

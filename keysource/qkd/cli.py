@@ -1,0 +1,164 @@
+"""``qvpn-qkd``: a simulated QKD link.  Exit codes: 0 fine, 1 it failed, 2 wrong usage or configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import structlog
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from keysource.base import Owner
+from keysource.errors import KeySourceError
+from keysource.qkd.config import Address, EndConfig, FibreConfig, load
+from keysource.qkd.engine.control import ask
+from keysource.qkd.errors import LinkSettings
+from keysource.qkd.presets import PRESETS
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The configuration of one end or the fibre, TOML.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object and nothing else.")]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except BrokenPipeError:
+        sys.exit(1)
+    except LinkSettings as error:
+        _fail(str(error), 2)
+    except KeySourceError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def run(file: File) -> None:
+    """Run one end, or a fibre, in the foreground until SIGTERM or Ctrl-C; log to standard error."""
+    from keysource.qkd.engine.run import run as run_process
+
+    config = load(file)
+    _set_up_log()
+    asyncio.run(run_process(config))
+
+
+@app.command(hidden=True, name="fibre-child")
+def fibre_child() -> None:
+    """What an end with spawn_fibre starts."""
+    from keysource.qkd.engine.run import fibre_child as child
+
+    _set_up_log()
+    try:
+        asyncio.run(child())
+    except KeyboardInterrupt:
+        sys.exit(0)
+
+
+@app.command()
+def check(file: File) -> None:
+    """Read the configuration, start nothing."""
+    config = load(file)
+    preset = PRESETS[config.preset]
+    plan = preset.plan()
+    print(f"{file}: no mistake; {preset.about}: {plan.length} bits from each block of {plan.pulses} pulses")
+
+
+@app.command()
+def presets() -> None:
+    """List the links that can be simulated."""
+    table = Table("preset", "link", "bits per block", "seconds per block", "expected QBER")
+    for preset in PRESETS.values():
+        plan = preset.plan()
+        seconds, qber = f"{preset.block_seconds:g}", f"{100 * plan.expected_qber:.2f} %"
+        table.add_row(preset.name, preset.about, str(plan.length), seconds, qber)
+    Console().print(table)
+
+
+@app.command()
+def eve(
+    file: File,
+    switch: Annotated[Literal["on", "off"], typer.Argument(help="Let Eve in, or send her away.")],
+    fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="Fraction of the pulses she takes.")] = 1.0,
+) -> None:
+    """Switch the eavesdropper in the fibre process (intercept-resend); nobody else is told."""
+    config = load(file)
+    if isinstance(config, EndConfig) and not config.spawn_fibre:
+        _fail(f"{file}: this end has no fibre; give the file of the end or process that runs it", 2)
+    answer = asyncio.run(ask(config.control, {"fraction": fraction if switch == "on" else 0.0}))
+    print(f"Eve takes {100 * answer['fraction']:.0f} % of the pulses")
+
+
+@app.command()
+def status(file: File, as_json: AsJson = False) -> None:
+    """Ask a running end, or fibre, how it is."""
+    config = load(file)
+    path = config.control if isinstance(config, FibreConfig) else config.state / "status.sock"
+    answer = asyncio.run(ask(path, {}))
+    if as_json:
+        print(json.dumps(answer))
+    else:
+        _print(answer)
+
+
+@app.command()
+def pair(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Gets the folders alice/ and bob/ (and fibre/).")],
+    left_host: Annotated[str, typer.Option(help="Alice's host as Bob's host sees it.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65534, help="Classical channel; the next is the fibre's.")] = 51850,
+    fibre_host: Annotated[
+        str | None, typer.Option(help="Run the fibre as a process of its own on this host; gets fibre/.")
+    ] = None,
+    left: Annotated[str, typer.Option(help="Folder of end a.")] = "alice",
+    right: Annotated[str, typer.Option(help="Folder of end b.")] = "bob",
+    name: Annotated[str | None, typer.Option(help="Name of the link; default: one made from the pad.")] = None,
+    preset: Annotated[str, typer.Option(help="See qvpn-qkd presets.")] = "demo",
+    pace: Annotated[Literal["realtime", "fast"], typer.Option(help="How fast pulses fly.")] = "realtime",
+    owner: Annotated[Owner, typer.Option(help="Who issues keys.")] = Owner.ALTERNATE,
+) -> None:
+    """Write configurations and the authentication pad of a new link."""
+    from keysource.qkd.pair import PairPlan, write_pair
+
+    if preset not in PRESETS:
+        _fail(f"--preset {preset}: none of {', '.join(PRESETS)}", 2)
+    classical = Address(left_host.strip("[]"), port)
+    fibre = Address((fibre_host or left_host).strip("[]"), port + 1)
+    plan = PairPlan(classical, fibre, name, left, right, preset, pace, owner, fibre_host is not None)
+    for file in write_pair(folder, plan):
+        print(f"qvpn-qkd run {file}")
+
+
+def _print(answer: dict[str, Any]) -> None:
+    console = Console()
+    ledger = answer.pop("ledger", None)
+    for key, value in answer.items():
+        console.print(f"{key.replace('_', ' '):<18} {value}", highlight=False)
+    if ledger is not None:
+        table = Table("ledger", "bits", title="where every detected bit went")
+        for column, bits in ledger.items():
+            table.add_row(column, f"{bits if column == 'raw' else -bits:+d}")
+        console.print(table)
+
+
+def _set_up_log() -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+    )
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    print(f"qvpn-qkd: {sentence}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,196 @@
+"""The file that ``qvpn-qkd run`` reads: one process, one file, all keys at the top level.
+
+::
+
+    version = 1
+    role = "left"                     # left is Alice, right is Bob; "fibre" is a fibre process of its own
+    name = "alice-bob"                # optional; both ends the same; default: made from the pad
+    listen = "192.0.2.1:51850"        # left: where Bob connects for the classical channel
+                                      # right: not used, it connects to `peer`
+    peer = "192.0.2.1:51850"          # right: Alice's `listen`.  left: not used, it waits
+    fibre = "192.0.2.1:51851"         # where the fibre process listens; default: next port of Alice's `listen`
+    spawn_fibre = true                # left: run the fibre as a child
+    preset = "demo"                   # see `qvpn-qkd presets`; the same everywhere
+    pace = "realtime"                 # realtime: pulses take as long as on the real link; fast: as quick as we can
+    owner = "alternate"               # alternate | a | b: who issues keys; both ends the same
+    auth_key = "auth.pad"             # the pad file, 0600; each end its own copy
+    state = "state"                   # folder, 0700; never restore it from a backup
+    socket = "device.sock"            # the device socket
+    control = "eve.sock"              # left with spawn_fibre, or fibre: where Eve is switched; default in `state`
+
+A fibre process of its own has ``version, role, listen, preset, pace, control, key`` (``fibre.key``, 32 bytes, made by
+``qvpn-qkd pair``).  Paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from keysource.base import End, Owner
+from keysource.qkd.errors import LinkSettings
+from keysource.qkd.presets import PRESETS
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Host (name, IPv4, or IPv6 without brackets) and TCP port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Raises ``ValueError``."""
+        host, colon, port = text.rpartition(":")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        elif ":" in host:
+            raise ValueError(f"{text!r}: an IPv6 address stands in brackets")
+        if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ValueError(f"{text!r} is not HOST:PORT")
+        return cls(host, int(port))
+
+    def next_port(self) -> Address:
+        return Address(self.host, self.port + 1)
+
+
+def _address(text: str) -> str:
+    Address.parse(text)
+    return text
+
+
+def _preset(text: str) -> str:
+    if text not in PRESETS:
+        raise ValueError(f"{text!r} is none of {', '.join(PRESETS)}")
+    return text
+
+
+AddressText = Annotated[str, AfterValidator(_address)]
+PresetName = Annotated[str, AfterValidator(_preset)]
+LinkName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Pace = Literal["realtime", "fast"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+_Model = TypeVar("_Model", bound=_Table)
+
+
+class EndSettings(_Table):
+    """Alice's or Bob's file."""
+
+    version: Literal[1]
+    role: Literal["left", "right", "alice", "bob"]
+    name: LinkName | None = None
+    listen: AddressText | None = None
+    peer: AddressText | None = None
+    fibre: AddressText | None = None
+    spawn_fibre: bool = True
+    preset: PresetName = "demo"
+    pace: Pace = "realtime"
+    owner: Owner = Owner.ALTERNATE
+    auth_key: str
+    state: str
+    socket: str
+    control: str | None = None
+
+
+class FibreSettings(_Table):
+    """The file of a fibre process of its own."""
+
+    version: Literal[1]
+    role: Literal["fibre"]
+    listen: AddressText
+    preset: PresetName = "demo"
+    pace: Pace = "realtime"
+    control: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndConfig:
+    """An end, resolved.  ``classical`` is where Alice listens and Bob connects."""
+
+    end: End
+    name: str | None
+    classical: Address
+    fibre: Address
+    spawn_fibre: bool
+    preset: str
+    pace: Pace
+    owner: Owner
+    auth_key: Path
+    state: Path
+    socket: Path
+    control: Path
+
+
+@dataclass(frozen=True, slots=True)
+class FibreConfig:
+    """A fibre process of its own."""
+
+    listen: Address
+    preset: str
+    pace: Pace
+    control: Path
+    key: Path
+
+
+def load(path: Path) -> EndConfig | FibreConfig:
+    """Read a configuration.  Raises :class:`LinkSettings` with file and key."""
+    try:
+        raw = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise LinkSettings(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LinkSettings(f"{path}: not TOML: {error}") from None
+    base = path.absolute().parent
+    if raw.get("role") == "fibre":
+        table = _checked(FibreSettings, raw, path)
+        listen = Address.parse(table.listen)
+        return FibreConfig(listen, table.preset, table.pace, base / table.control, base / table.key)
+    return _resolve(_checked(EndSettings, raw, path), path, base)
+
+
+def _checked(model: type[_Model], raw: dict[str, object], path: Path) -> _Model:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        unknown = first["type"] == "extra_forbidden"
+        message = "no such key" if unknown else first["msg"].removeprefix("Value error, ")
+        raise LinkSettings(f'{path}: top level, key "{key}": {message}') from None
+
+
+def _resolve(table: EndSettings, path: Path, base: Path) -> EndConfig:
+    left = table.role in ("left", "alice")
+    given, key = (table.listen, "listen") if left else (table.peer, "peer")
+    if given is None:
+        raise LinkSettings(f'{path}: top level, key "{key}": role "{table.role}" needs it')
+    classical = Address.parse(given)
+    state = base / table.state
+    return EndConfig(
+        end=End.A if left else End.B,
+        name=table.name,
+        classical=classical,
+        fibre=Address.parse(table.fibre) if table.fibre else classical.next_port(),
+        spawn_fibre=left and table.spawn_fibre,
+        preset=table.preset,
+        pace=table.pace,
+        owner=table.owner,
+        auth_key=base / table.auth_key,
+        state=state,
+        socket=base / table.socket,
+        control=base / table.control if table.control else state / "eve.sock",
+    )

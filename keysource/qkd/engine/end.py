@@ -1,0 +1,276 @@
+"""One end of a link as a process: device socket, state, the fibre's connection, and one session at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from keysource.base import KEY_BYTES, End, Origin
+from keysource.device.messages import DeviceInfo
+from keysource.device.server import DeviceServer
+from keysource.qkd.config import EndConfig
+from keysource.qkd.distill.party import Outcome, Terms
+from keysource.qkd.distill.wire import Reason
+from keysource.qkd.engine.control import Control
+from keysource.qkd.engine.hardware import Hardware
+from keysource.qkd.engine.hello import AgreedTerms
+from keysource.qkd.files import lock_folder
+from keysource.qkd.ledger import Ledger
+from keysource.qkd.pad import LinkState
+from keysource.qkd.presets import PRESETS
+
+log = structlog.get_logger("qkd.link")
+_FIRST_PAUSE = 0.25
+_RATE_WINDOW = 30.0
+_ALARMS = {Reason.SHORT: "device", Reason.QBER: "qber", Reason.LEAK: "qber", Reason.STATISTICS: "qber"}
+
+
+class LinkDevice(DeviceServer):
+    """The device socket; tells when a client has taken over blocks."""
+
+    def __init__(self, path: Path, info: DeviceInfo, taken: Callable[[int], None], max_keys: int) -> None:
+        super().__init__(path, info, max_keys=max_keys)
+        self._taken = taken
+
+    def erase(self, before: int) -> None:
+        self._taken(before)
+        super().erase(before)
+
+
+class LinkEnd:
+    """Everything of one end that outlives a connection."""
+
+    def __init__(self, config: EndConfig) -> None:
+        """Raises :class:`LinkSettings` for files that are missing or wrong."""
+        self.config = config
+        self.preset = PRESETS[config.preset]
+        self._lock = lock_folder(config.state)
+        self.plan = self.preset.plan()
+        optics = self.preset.optics
+        self.terms = Terms(self.plan, optics.decoy, optics.p_z, self.preset.security)
+        digest = self.plan.digest(optics, self.preset.security)
+        self.state = LinkState(config.state, config.auth_key, config.name, config.end.value)
+        self.name = self.state.link
+        self.agreed = AgreedTerms(self.name, config.owner.value, self.preset.name, digest)
+        info = DeviceInfo(
+            f"simulated BB84 link ({self.preset.name})", self.name, config.end, config.owner, Origin.SIMULATED
+        )
+        self.device = LinkDevice(config.socket, info, self._taken, self.max_keys)
+        self.hardware = Hardware(config.end, config.fibre, self.state.link_key(b"fibre"), digest)
+        self.control = Control(config.state / "status.sock", self._command)
+        self.held: set[int] = set()
+        self.ledger = Ledger()
+        self.passed = self.failed = 0
+        self.failures_in_a_row = 0
+        self.epsilon = 0.0
+        self.qber: float | None = None
+        self.session_up = False
+        self.trouble = "the other end was not reached yet"
+        self.last_reason: str | None = None
+        self._deliveries: deque[tuple[float, int]] = deque()
+        self._verify_failures = 0
+        self._standing: set[str] = set()
+
+    @property
+    def end(self) -> End:
+        return self.config.end
+
+    @property
+    def keys_per_block(self) -> int:
+        """At most: a block that refills one ticket."""
+        return self.plan.length // (8 * KEY_BYTES)
+
+    @property
+    def max_keys(self) -> int:
+        """Stock at the device socket: clients take blocks over at once, this is what waits for them."""
+        return max(1024, 4 * self.keys_per_block)
+
+    async def start(self) -> None:
+        """Raises :class:`KeySourceError` where a socket cannot be used."""
+        await self.device.start()
+        await self.control.start()
+        self.hardware.start()
+        self.show()
+
+    async def aclose(self) -> None:
+        await self.hardware.aclose()
+        await self.control.aclose()
+        await self.device.aclose()
+
+    # Before a block
+
+    def waiting_for(self) -> str | None:
+        """What a new block lacks at this end, None where nothing."""
+        if not self.hardware.ready:
+            return self.hardware.trouble
+        if self.device.room() < self.keys_per_block:
+            return "the stock is full, nobody takes the keys: the link sleeps"
+        return None
+
+    @property
+    def pause(self) -> float:
+        """Seconds to wait after blocks that gave nothing: each costs a ticket."""
+        if not self.failures_in_a_row:
+            return 0.0
+        return float(min(self.preset.abort_wait, _FIRST_PAUSE * 2.0 ** min(self.failures_in_a_row - 1, 20)))
+
+    @property
+    def patience(self) -> float:
+        """Seconds for the pulses of one block."""
+        return 60.0 + 3.0 * self.preset.block_seconds
+
+    # After a block
+
+    def finish(self, outcome: Outcome, now: float) -> None:
+        """Count a block and deliver what it gave.  ``now`` in seconds of a steady clock."""
+        self.ledger.add(outcome.ledger)
+        self.qber = outcome.qber if outcome.qber is not None else self.qber
+        self.epsilon += outcome.forgery
+        if outcome.reason is None:
+            self._deliver(outcome, now)
+        else:
+            self._fail(outcome.reason)
+        ledger = outcome.ledger
+        log.info(
+            "block",
+            number=outcome.block,
+            result="passed" if outcome.reason is None else outcome.reason.name.lower(),
+            keys=len(outcome.keys) // KEY_BYTES,
+            qber=None if outcome.qber is None else round(outcome.qber, 5),
+            leaked=ledger.leaked,
+            messages=outcome.messages,
+            tickets=self.state.tickets_left,
+        )
+        self.show()
+
+    def _deliver(self, outcome: Outcome, now: float) -> None:
+        self.epsilon += self.preset.security.secrecy + self.preset.security.correctness
+        self.passed += 1
+        self.failures_in_a_row = self._verify_failures = 0
+        self._deliveries.append((now, len(outcome.keys) // KEY_BYTES))
+        while now - self._deliveries[0][0] > _RATE_WINDOW:
+            self._deliveries.popleft()
+        self.held.add(outcome.block)
+        self.device.publish(outcome.block, outcome.keys)
+        for kind in ("qber", "device", "authentication"):
+            self._clear(kind)
+        self.last_reason = None
+
+    def _fail(self, reason: Reason) -> None:
+        self.failed += 1
+        self.failures_in_a_row += 1
+        self.last_reason = _SENTENCES[reason]
+        kind = _ALARMS.get(reason)
+        if reason is Reason.VERIFY:
+            self._verify_failures += 1
+            kind = "qber" if self._verify_failures > 2 else None  # one frame in a thousand is chance
+        if kind is not None:
+            detail = _SENTENCES[reason]
+            if reason is Reason.QBER and self.qber is not None:
+                detail = f"{detail}: {100 * self.qber:.1f} %"
+            self._raise(kind, detail)
+
+    def broken(self, error: Exception) -> None:
+        """A block ended with the connection: its ticket is burnt."""
+        self.failed += 1
+        self.failures_in_a_row += 1
+        self.last_reason = str(error)
+
+    def tampered(self, detail: str) -> None:
+        """The classical channel carried something that the other end did not send."""
+        self._raise("authentication", detail)
+
+    def _raise(self, kind: str, detail: str) -> None:
+        log.warning("alarm", kind=kind, detail=detail)
+        self._standing.add(kind)
+        self.device.alarm(True, kind, detail)
+
+    def _clear(self, kind: str) -> None:
+        if kind in self._standing:
+            self._standing.discard(kind)
+            log.info("alarm cleared", kind=kind)
+            self.device.alarm(False, kind, "a block passed")
+
+    # Blocks of both ends
+
+    def void(self) -> None:
+        """A block is at one end only: both forget what is unused of all blocks so far."""
+        before = self.state.next_block
+        log.warning("blocks voided", before=before)
+        self.held.clear()
+        self.device.void(before)
+        if before:
+            self.state.acknowledge(before - 1)
+
+    def _taken(self, before: int) -> None:
+        taken = {block for block in self.held if block < before}
+        if taken:
+            self.held -= taken
+            self.state.acknowledge(max(taken))
+            self.show()
+
+    # Status
+
+    def key_rate(self, now: float) -> float | None:
+        """Keys per second over the last half minute."""
+        recent = [(at, keys) for at, keys in self._deliveries if now - at <= _RATE_WINDOW]
+        if not recent:
+            return None if not self.passed else 0.0
+        span = max(now - recent[0][0], self.preset.block_seconds)
+        return sum(keys for _at, keys in recent[1:] or recent) / span
+
+    def show(self) -> None:
+        """Put what is the case on the device socket."""
+        now = asyncio.get_running_loop().time()
+        waiting = self.waiting_for()
+        if not self.session_up:
+            state, reason = ("down" if self.passed or self.failed else "starting"), self.trouble
+        elif not self.hardware.ready:
+            state, reason = "down", self.hardware.trouble
+        elif self.last_reason is not None:
+            state, reason = "aborted", self.last_reason
+        else:
+            state, reason = "up", waiting or ""
+        self.device.set_status(state, reason[:400], qber=self.qber, key_rate=self.key_rate(now))
+
+    def _command(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.show()
+        status = self.device.status()
+        return {
+            "link": self.name,
+            "end": self.end.value,
+            "origin": Origin.SIMULATED.value,
+            "warning": "SIMULATED: no quantum security",
+            "preset": self.preset.name,
+            "about": self.preset.about,
+            "pace": self.config.pace,
+            "state": status.state,
+            "reason": status.reason,
+            "qber": status.qber,
+            "key_rate": status.key_rate,
+            "alarm": status.alarm,
+            "next_block": self.state.next_block,
+            "blocks_held": status.blocks_held,
+            "blocks_passed": self.passed,
+            "blocks_failed": self.failed,
+            "tickets_left": self.state.tickets_left,
+            "tickets_spent": self.state.spent,
+            "error_budget_used": self.epsilon,
+            "proof": "wiesemann2024",
+            "ledger": self.ledger.as_dict(),
+            "ledger_balance": self.ledger.balance(),
+        }
+
+
+_SENTENCES = {
+    Reason.SHORT: "fewer detections than a block needs",
+    Reason.QBER: "too many errors in the check basis",
+    Reason.LEAK: "error correction needed more than its leak budget",
+    Reason.VERIFY: "the keys differed after error correction",
+    Reason.STATISTICS: "the decoy statistics miss their thresholds",
+}

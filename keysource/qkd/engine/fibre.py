@@ -1,0 +1,193 @@
+"""The fibre process: glass, detectors and Eve.  It is nature: both sites tell it their settings, Bob gets clicks.
+
+Each site sends ``PREPARE`` (block u64, pulses u64, plan digest 32 bytes, settings seed 32 bytes).  When both have
+sent the same block, its pulses fly, in slices: at ``pace = realtime`` a slice is done when its light has arrived.
+Then Alice is told ``FLOWN`` (block u64) and Bob ``FLOWN`` with the detections: block u64, count u32, positions
+count x u32, bits packed.  ``REFUSED`` carries a sentence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import structlog
+
+from keysource.base import End
+from keysource.qkd.config import Address, Pace
+from keysource.qkd.distill.bits import pack
+from keysource.qkd.engine import seal
+from keysource.qkd.engine.control import Control
+from keysource.qkd.errors import BadFrame, LinkError, PeerLost
+from keysource.qkd.optics.eve import InterceptResend
+from keysource.qkd.optics.sampler import Detections, detect
+from keysource.qkd.optics.settings import ReceiverSeed, SourceSeed
+from keysource.qkd.presets import Preset
+
+log = structlog.get_logger("qkd.fibre")
+SLICE_SECONDS = 0.25
+"""Eve acts from the next slice on."""
+
+
+class Order(NamedTuple):
+    """What one site has prepared."""
+
+    block: int
+    pulses: int
+    digest: bytes
+    seed: bytes
+
+
+@dataclass(slots=True)
+class _Seat:
+    sealed: seal.Sealed
+    order: Order | None = field(default=None, repr=False)
+
+
+class Fibre:
+    """One link's fibre, as a server for its two ends."""
+
+    def __init__(self, listen: Address, preset: Preset, pace: Pace, control: Path, key: bytes) -> None:
+        self._listen, self._preset, self._pace, self._key = listen, preset, pace, key
+        plan = preset.plan()
+        self._digest = bytes.fromhex(plan.digest(preset.optics, preset.security))
+        self._pulses = plan.pulses
+        self._eve = InterceptResend()
+        self._nature = np.random.default_rng()  # nature may be a statistical generator; settings never are
+        self._seats: dict[End, _Seat] = {}
+        self._flight: asyncio.Task[None] | None = None
+        self._control = Control(control, self._command)
+        self._server: asyncio.Server | None = None
+        self.blocks = 0
+        self.busy = 0.0
+
+    async def start(self) -> None:
+        """Listen.  Raises :class:`LinkError` where the address cannot be used."""
+        try:
+            self._server = await asyncio.start_server(self._serve, self._listen.host, self._listen.port)
+        except OSError as error:
+            raise LinkError(f"the fibre cannot listen at {self._listen}: {error.strerror or error}") from None
+        await self._control.start()
+        log.info("fibre listens", address=str(self._listen), preset=self._preset.name, pace=self._pace)
+
+    async def aclose(self) -> None:
+        await self._control.aclose()
+        if self._server is not None:
+            self._server.close()
+        self._stop_flight()
+        for seat in list(self._seats.values()):
+            await seat.sealed.aclose()
+
+    # Eve's switch
+
+    def _command(self, request: dict[str, Any]) -> dict[str, Any]:
+        fraction = request.get("fraction")
+        if fraction is not None:
+            if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+                raise LinkError("fraction is a number from 0 to 1")
+            self._eve.fraction = float(fraction)
+            log.info("Eve", fraction=self._eve.fraction)
+        return {
+            "fraction": self._eve.fraction,
+            "preset": self._preset.name,
+            "pace": self._pace,
+            "blocks": self.blocks,
+            "busy_seconds": round(self.busy, 3),
+            "ends": sorted(end.value for end in self._seats),
+        }
+
+    # The two sites
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seat: _Seat | None = None
+        end = End.A
+        try:
+            async with asyncio.timeout(10):
+                end, sealed = await seal.accept(reader, writer, self._key)
+            while True:
+                order = self._order_untrusted(*await sealed.receive())
+                if seat is None:
+                    seat = await self._take_seat(end, sealed)
+                await self._prepare(seat, order)
+        except (PeerLost, TimeoutError):
+            pass
+        except BadFrame as error:
+            log.warning("connection refused", reason=str(error))
+        finally:
+            if seat is not None and self._seats.get(end) is seat:
+                del self._seats[end]
+                self._stop_flight()
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _take_seat(self, end: End, sealed: seal.Sealed) -> _Seat:
+        """Only the first frame under the link's key seats a client: a stranger unseats nobody."""
+        old = self._seats.get(end)
+        seat = self._seats[end] = _Seat(sealed)
+        self._stop_flight()
+        if old is not None:
+            await old.sealed.aclose()
+        return seat
+
+    def _order_untrusted(self, kind: int, payload: bytes) -> Order:
+        if kind != seal.PREPARE or len(payload) != seal.PREPARE_FORM.size:
+            raise BadFrame("a site that prepares nothing")
+        return Order(*seal.PREPARE_FORM.unpack(payload))
+
+    async def _prepare(self, seat: _Seat, order: Order) -> None:
+        if order.digest != self._digest or order.pulses != self._pulses:
+            await seat.sealed.send(seal.REFUSED, b"the fibre has another preset")
+            return
+        self._stop_flight()
+        seat.order = order
+        both = [self._seats.get(end) for end in (End.A, End.B)]
+        orders = [s.order for s in both if s is not None and s.order is not None]
+        if len(orders) == 2 and orders[0].block == orders[1].block:
+            self._flight = asyncio.create_task(self._fly(*orders))
+
+    def _stop_flight(self) -> None:
+        if self._flight is not None:
+            self._flight.cancel()
+            self._flight = None
+
+    # The pulses
+
+    async def _fly(self, alice: Order, bob: Order) -> None:
+        optics = self._preset.optics
+        source = SourceSeed(alice.seed, optics.p_z, optics.decoy.p1)
+        receiver = ReceiverSeed(bob.seed, optics.p_z)
+        loop = asyncio.get_running_loop()
+        start, parts = loop.time(), []
+        for first, count in self._slices():
+            if self._pace == "realtime":
+                arrival = start + (first + count) / optics.pulse_rate
+                await asyncio.sleep(max(0.0, arrival - loop.time()))
+            began = loop.time()
+            eve = InterceptResend(self._eve.fraction)
+            parts.append(await asyncio.to_thread(detect, optics, source, receiver, (first, count), eve, self._nature))
+            self.busy += loop.time() - began
+        self.blocks += 1
+        with contextlib.suppress(LinkError, KeyError):
+            await self._report(alice.block, parts)
+
+    def _slices(self) -> list[tuple[int, int]]:
+        """(first pulse, pulses) of each slice."""
+        wanted = max(1, round(self._preset.block_seconds / SLICE_SECONDS)) if self._pace == "realtime" else 1
+        edges = [self._pulses * i // wanted for i in range(wanted + 1)]
+        return [(low, high - low) for low, high in pairwise(edges)]
+
+    async def _report(self, block: int, parts: list[Detections]) -> None:
+        number = block.to_bytes(8, "big")
+        positions = np.concatenate([part.positions for part in parts])
+        bits = np.concatenate([part.bits for part in parts])
+        for seat in self._seats.values():
+            seat.order = None
+        await self._seats[End.A].sealed.send(seal.FLOWN, number)
+        body = len(positions).to_bytes(4, "big") + positions.astype(">u4").tobytes() + pack(bits)
+        await self._seats[End.B].sealed.send(seal.FLOWN, number + body)

@@ -1,0 +1,110 @@
+"""A site's connection to the fibre: its modulators (Alice) or its basis choice and detectors (Bob)."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+
+from keysource.base import End
+from keysource.qkd.config import Address
+from keysource.qkd.distill.bits import unpack_untrusted
+from keysource.qkd.engine import seal
+from keysource.qkd.errors import BadFrame, LinkError, PeerLost
+from keysource.qkd.optics.sampler import Detections
+
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 2.0
+
+
+class Hardware:
+    """Stays connected to the fibre; one block at a time."""
+
+    def __init__(self, end: End, address: Address, key: bytes, digest: str) -> None:
+        self._end, self._address, self._key, self._digest = end, address, key, bytes.fromhex(digest)
+        self._sealed: seal.Sealed | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._waiting: tuple[int, asyncio.Future[bytes]] | None = None
+        self.trouble = "the fibre was not reached yet"
+        """Why :attr:`ready` is False; a sentence."""
+
+    @property
+    def ready(self) -> bool:
+        return self._sealed is not None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._keep_connected())
+
+    async def aclose(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def fly(self, block: int, pulses: int, seed: bytes, patience: float) -> Detections | None:
+        """Tell the settings of a block, wait until all its pulses are measured; Bob gets the detections.
+
+        Raises:
+            PeerLost: the fibre is not there, went away, or is silent for ``patience`` seconds.
+            LinkError: it refuses.
+        """
+        sealed = self._sealed
+        if sealed is None:
+            raise PeerLost(self.trouble)
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting = (block, future)
+        try:
+            await sealed.send(seal.PREPARE, seal.PREPARE_FORM.pack(block, pulses, self._digest, seed))
+            async with asyncio.timeout(patience):
+                answer = await future
+        except TimeoutError:
+            raise PeerLost(f"the fibre did not finish block {block} in {patience:.0f} s") from None
+        finally:
+            self._waiting = None
+        return None if self._end is End.A else detections_untrusted(answer, pulses)
+
+    async def _keep_connected(self) -> None:
+        wait = _FIRST_WAIT
+        while True:
+            try:
+                async with asyncio.timeout(5):
+                    reader, writer = await asyncio.open_connection(self._address.host, self._address.port)
+                    sealed = await seal.dial(reader, writer, self._key, self._end)
+                self._sealed, wait = sealed, _FIRST_WAIT
+                try:
+                    await self._read(sealed)
+                finally:
+                    self._sealed = None
+                    await sealed.aclose()
+            except (OSError, TimeoutError) as error:
+                reason = (error.strerror if isinstance(error, OSError) else None) or "timeout"
+                self._lose(f"the fibre at {self._address} does not answer ({reason})")
+            except LinkError as error:
+                self._lose(str(error))
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, _LONGEST_WAIT)
+
+    def _lose(self, reason: str) -> None:
+        self.trouble = reason
+        if self._waiting is not None and not self._waiting[1].done():
+            self._waiting[1].set_exception(PeerLost(reason))
+
+    async def _read(self, sealed: seal.Sealed) -> None:
+        while True:
+            kind, payload = await sealed.receive()
+            if self._waiting is None or self._waiting[1].done():
+                continue  # a block that was given up
+            block, future = self._waiting
+            if kind == seal.REFUSED:
+                future.set_exception(LinkError(payload.decode(errors="replace")[:200]))
+            elif kind == seal.FLOWN and payload[:8] == block.to_bytes(8, "big"):
+                future.set_result(payload[8:])
+
+
+def detections_untrusted(payload: bytes, pulses: int) -> Detections:
+    """Positions and bits out of ``FLOWN``.  Raises :class:`BadFrame`."""
+    count = int.from_bytes(payload[:4], "big")
+    if len(payload) != 4 + 4 * count + (count + 7) // 8:
+        raise BadFrame("detections of a wrong length")
+    positions = np.frombuffer(payload, dtype=">u4", count=count, offset=4).astype(np.uint64)
+    if count and positions[-1] >= pulses:
+        raise BadFrame("a detection after the end of the block")
+    return Detections(positions, unpack_untrusted(payload[4 + 4 * count :], count))
