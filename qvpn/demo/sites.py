@@ -5,6 +5,8 @@ Nothing here knows a key or a state of its own: what a daemon is doing is asked 
 
 from __future__ import annotations
 
+import json
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +57,22 @@ def with_ipv6_inside(lab: Lab, site: str, file: str = "qvpn.toml") -> None:
     change(lab, site, edit, file)
 
 
+def ask(socket_path: Path, request: toml.Table, timeout: float = 5.0) -> dict[str, Any]:
+    """One JSON line to a control socket of a KME or a link, and its answer.
+
+    Raises OSError where nobody answers and ValueError where the answer is not an object or an error.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout)
+        connection.connect(str(socket_path))
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        with connection.makefile("rb") as lines:
+            answer = json.loads(lines.readline() or b"null")
+    if not isinstance(answer, dict) or "error" in answer:
+        raise ValueError(f"{socket_path}: {answer.get('error') if isinstance(answer, dict) else 'no answer'}")
+    return answer
+
+
 class Daemon:
     """A ``qvpn up FILE`` in a site, and what its control socket says."""
 
@@ -70,14 +88,14 @@ class Daemon:
         self.process = self._lab[self.site].start(self.name, command, site=True)
 
     @property
-    def socket(self) -> Path:
+    def control(self) -> Path:
         return (self._lab.site_folder(self.site) / self._file).parent / "state" / "control.sock"
 
     def status(self) -> dict[str, Any]:
         """The daemon's status (``qvpn.status``); raises uapi.UapiError where it does not answer."""
-        answer = uapi.ask(self.socket, "status")["status"]
+        answer = uapi.ask(self.control, "status")["status"]
         if not isinstance(answer, dict):
-            raise uapi.UapiError(f"{self.socket}: no status")
+            raise uapi.UapiError(f"{self.control}: no status")
         return answer
 
     def peer(self) -> dict[str, Any]:

@@ -1,0 +1,66 @@
+"""``qvpn demo``: outside, start ourselves in a sandbox; inside, set the scene, run the acts and tell of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from qvpn.demo import sandbox
+from qvpn.demo.process import module
+
+_FOLDER = Path("/run/qvpn-demo")
+_JSON = "--json"
+
+
+def main(json: bool = False, transport: str = "udp") -> int:
+    """Run the whole demo; returns 0 only if every step held.  Everything it makes is gone when this returns."""
+    if transport != "udp":
+        print(f'qvpn demo: the transport is "udp" in this version, not {transport!r}', file=sys.stderr)
+        return 2
+    try:
+        return sandbox.run(module("qvpn.demo.run", *([_JSON] if json else [])))
+    except sandbox.SandboxError as error:
+        print(f"qvpn demo: {error}", file=sys.stderr)
+        return 1
+
+
+def _inside(as_json: bool) -> int:
+    # Imported here: the outer process needs none of it.
+    from qvpn.demo import report
+    from qvpn.demo.acts import Acts
+    from qvpn.demo.lab import two_sites
+    from qvpn.demo.scene import HARD_END, REKEY, Scene
+    from qvpn.demo.steps import Script
+
+    start = time.monotonic()
+    teller = report.teller(as_json=as_json)
+    teller.say("qvpn demo: site alice, site bob, an untrusted network, a simulated QKD link, two KMEs, four daemons.")
+    teller.say("The link is simulated, so nothing here has quantum security; every mechanism is the real one.")
+    teller.say(f"For the demo keys live short: rekey every {REKEY:g} s, hard end after {HARD_END:g} s.")
+    with two_sites(_FOLDER) as lab:
+        scene = Scene(lab)
+        acts = Acts(scene)
+        script = Script(teller, scene.tails)
+        for name, title, body, ground in acts.all():
+            script.run(name, title, body, ground=ground)
+        seconds = time.monotonic() - start
+        if as_json:
+            print(report.as_json(script, acts.totals, seconds), flush=True)
+        else:
+            teller.summary(script, acts.totals, seconds)
+    return 0 if script.all_held else 1
+
+
+def _work() -> int:
+    try:
+        return _inside(_JSON in sys.argv[1:])
+    except BrokenPipeError:
+        # Whoever read our output went away; nothing more is to be said, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(sandbox.body(_work))
