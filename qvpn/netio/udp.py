@@ -239,6 +239,7 @@ class UdpBind:
         sock = self._factory(family)
         try:
             _prepare(sock, family, dual=False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind(_sockaddr(source, family))
             sock.connect(_sockaddr(address, family))
         except OSError:
@@ -325,13 +326,18 @@ class UdpBind:
         try:
             _prepare(sock, family, dual)
             sock.bind(_sockaddr(listen, family))
+            # Only now: with the option set before, two daemons on one port would share it without a word.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         except OSError:
             sock.close()
             raise
         return _UdpSocket(sock, family, None)
 
     def _count(self, error: OSError) -> None:
-        self._errors[errno.errorcode.get(error.errno or 0, "unknown")] += 1
+        if isinstance(error, socket.gaierror):  # an address of the other family, in the words of getaddrinfo
+            self._errors["EAFNOSUPPORT"] += 1
+        else:
+            self._errors[errno.errorcode.get(error.errno or 0, "unknown")] += 1
 
 
 def _family(address: Address) -> int:
@@ -356,7 +362,6 @@ def _address(source: tuple[object, ...]) -> Address:
 
 def _prepare(sock: socket.socket, family: int, dual: bool) -> None:
     """Options of every socket.  Datagrams are never fragmented: the tunnel's MTU fits the path instead."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DO)
