@@ -14,19 +14,17 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="The site's qvpn.toml
 
 def check(file: File) -> None:
     """Check a configuration and the files that it names, without starting anything."""
-    from qvpn import daemon  # here: the daemon's imports cost half a second that other commands need not pay
+    from qvpn import launch  # here: the daemon's imports cost time that other commands need not pay
 
-    for line in daemon.check(file):
+    for line in launch.check(file):
         print(line)
 
 
 def up(file: File) -> None:
     """Run the site's daemon in the foreground until Ctrl-C, SIGTERM or qvpn down."""
-    from qvpn import daemon
+    from qvpn import launch
 
-    code = daemon.run(file)
-    if code:
-        raise typer.Exit(code)
+    launch.run(file)
 
 
 def demo(

@@ -130,20 +130,39 @@ def _simulated(peer: Peer, name: str, table: KeySourceTable) -> None:
 
 
 def _harvest(peer: Peer, name: str, table: KeySourceTable) -> None:
-    settings = table.settings
-    url = settings.get("url")
-    hop = settings.get("hop", "classical-tls" if isinstance(url, str) else "local")
-    if hop != "classical-tls" or settings.get("accept_harvestable_hop") is True:
+    host = _crosses_classical_tls(table)
+    if host is None or table.settings.get("accept_harvestable_hop") is True:
         return
+    raise ConfigError(
+        f"keys come from {host} over classical TLS: whoever records that today can read them with a quantum "
+        f'computer, so policy "require-qkd" of peer "{peer.name}" takes them only with '
+        'accept_harvestable_hop = true (or hop = "zone" inside one trusted perimeter)',
+        table=f"[key_source.{name}]",
+        key="hop",
+    )
+
+
+def _hop(table: KeySourceTable) -> str:
+    default = "classical-tls" if isinstance(table.settings.get("url"), str) else "local"
+    return str(table.settings.get("hop", default))
+
+
+def _crosses_classical_tls(table: KeySourceTable) -> str | None:
+    """The host that keys come from over a wire under classical key exchange only; None where they do not."""
+    url = table.settings.get("url")
     host = host_of(url) if isinstance(url, str) else None
-    if host is not None and not is_local(host):
-        raise ConfigError(
-            f"keys come from {host} over classical TLS: whoever records that today can read them with a quantum "
-            f'computer, so policy "require-qkd" of peer "{peer.name}" takes them only with '
-            'accept_harvestable_hop = true (or hop = "zone" inside one trusted perimeter)',
-            table=f"[key_source.{name}]",
-            key="hop",
-        )
+    return host if host is not None and _hop(table) == "classical-tls" and not is_local(host) else None
+
+
+def harvestable(table: KeySourceTable) -> str:
+    """One line for people: what survives of this source's keys when its last hop is recorded today."""
+    host = _crosses_classical_tls(table)
+    if host is None:
+        return f"hop {_hop(table)}, its keys survive harvesting of that hop"
+    return (
+        f"hop classical-tls to {host}: recorded today and broken by a quantum computer later, its keys are known; "
+        "then ML-KEM, X25519 and the PSK (if set) are what is left"
+    )
 
 
 def is_local(host: str) -> bool:

@@ -51,8 +51,6 @@ class PlanePort(Protocol):
 
     def send_handshake(self, datagrams: Sequence[bytes], address: Address) -> None: ...
 
-    def last_received(self, peer: str) -> float | None: ...
-
 
 class PeerAgent:
     """One peer's control.  Belongs to the event loop's thread."""
@@ -65,10 +63,11 @@ class PeerAgent:
         clock: Callable[[], float],
         log: Any,
         *,
+        heard: Callable[[], float | None],
         moved: Callable[[Address], None] = lambda address: None,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        """``moved(address)`` is told each new endpoint (the gate knows endpoints too)."""
+        """``heard()``: when the peer's last record verified.  ``moved(address)`` is told each new endpoint."""
         self.peer = peer
         self.machine = machine
         self.record = PeerRecord()
@@ -76,7 +75,8 @@ class PeerAgent:
         self.endpoint: Address | None = None
         self._plane = plane
         self._clock = clock
-        self._log = log
+        self.log = log
+        self._heard = heard
         self._moved = moved
         self._random = random
         self._probes: dict[Address, tuple[bytes, int, float]] = {}
@@ -94,6 +94,7 @@ class PeerAgent:
             events.AttemptFailed: self._failed,
             events.Alarm: self._alarm,
             events.ChainBroken: self._chain_broken,
+            events.Dropped: self._dropped,
         }
 
     # orders
@@ -118,7 +119,7 @@ class PeerAgent:
         """The peer is to be reached there from now on."""
         if address == self.endpoint:
             return
-        self._log.info("endpoint", address=str(address), before=str(self.endpoint) if self.endpoint else None)
+        self.log.info("endpoint", address=str(address), before=str(self.endpoint) if self.endpoint else None)
         self.endpoint = address
         self._plane.set_endpoint(self.peer.name, address)
         self._moved(address)
@@ -170,7 +171,7 @@ class PeerAgent:
 
     def new_address(self, receive_index: int, address: Address) -> None:
         """The newest verified record came from elsewhere: ask there whether the peer gets what we send."""
-        self._log.info("peer seen at another address, probing", address=str(address))
+        self.log.info("peer seen at another address, probing", address=str(address))
         while len(self._probes) >= _PROBES:
             del self._probes[next(iter(self._probes))]
         challenge = self._random(_PROBE_BYTES)
@@ -194,6 +195,11 @@ class PeerAgent:
                 self.set_endpoint(probed)
                 return None
         return DropReason.HANDSHAKE_STATE
+
+    def count(self, reason: DropReason | None) -> None:
+        """A handshake message or control record went no further."""
+        if reason is not None:
+            self.record.drops.count(reason)
 
     # events
 
@@ -221,8 +227,7 @@ class PeerAgent:
 
     def _on_timer(self) -> None:
         self._timer = None
-        heard = self._plane.last_received(self.peer.name)
-        if heard is not None:
+        if (heard := self._heard()) is not None:
             self.machine.heard(heard)
         self.machine.handle_timer(self._clock())
         self.pump()
@@ -256,18 +261,21 @@ class PeerAgent:
     def _confirmed(self, event: events.Confirmed) -> None:
         self.record.confirmed(event, self._clock())
         fields = self.record.log_fields(event)
-        self._log.info("epoch confirmed", **fields)
+        self.log.info("epoch confirmed", **fields)
 
     def _failed(self, event: events.AttemptFailed) -> None:
         self.record.failed(event)
-        self._log.warning("handshake failed", failure=event.failure.value, detail=event.detail, role=event.role.value)
+        self.log.warning("handshake failed", failure=event.failure.value, detail=event.detail, role=event.role.value)
 
     def _alarm(self, event: events.Alarm) -> None:
         self.record.alarm(f"{event.kind}: {event.detail}")
-        self._log.error("alarm", kind=event.kind, detail=event.detail)
+        self.log.error("alarm", kind=event.kind, detail=event.detail)
+
+    def _dropped(self, event: events.Dropped) -> None:
+        self.count(event.reason)
 
     def _chain_broken(self, _event: events.ChainBroken) -> None:
-        self._log.warning("chain broken: the epoch rests on fresh secrets alone")
+        self.log.warning("chain broken: the epoch rests on fresh secrets alone")
 
     # the key source's other words
 
@@ -280,10 +288,10 @@ class PeerAgent:
             return
         self.record.source_alarm = alarm
         if alarm is None:
-            self._log.info("the key source's alarm is over")
+            self.log.info("the key source's alarm is over")
             return
         self.record.alarm(f"key source: {alarm}")
-        self._log.error("alarm of the key source", alarm=alarm, on_alarm=self.peer.on_alarm.value)
+        self.log.error("alarm of the key source", alarm=alarm, on_alarm=self.peer.on_alarm.value)
         if self.peer.on_alarm is OnAlarm.REKEY_NOW:
             self.machine.rekey(self._clock())
         elif self.peer.on_alarm is OnAlarm.BLOCK_NOW:

@@ -1,0 +1,273 @@
+"""The composition root: from one configuration to a running site, and to its orderly end.
+
+Control and packet path meet here and nowhere else.  :class:`Daemon` takes its edges (TUN, UDP, clock, key sources) as
+arguments, so that two of them run in one process in the tests; :mod:`qvpn.launch` gives it the real ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from keysource.base import KeySource
+from qvpn import __version__, privileged
+from qvpn.config.schema import Config, Peer, Policy
+from qvpn.control.agent import PeerAgent
+from qvpn.control.endpoint import NoAddress, literal, resolve
+from qvpn.control.keyfeed import KeyFeed
+from qvpn.control.supervisor import SourceKeeper, close_all, start_all
+from qvpn.dataplane.plane import Plane
+from qvpn.handshake.gate import Complete, Dropped, Gate, Reply
+from qvpn.handshake.machine import PeerHandshake
+from qvpn.handshake.parameters import Initiate, PeerParameters, Randomness
+from qvpn.handshake.port import Port
+from qvpn.handshake.timers import overlap
+from qvpn.netio.base import Address, Bind, Tun
+from qvpn.observe import eventlog
+from qvpn.sitefiles import SiteFiles
+from qvpn.siteview import peer_view, source_view
+from qvpn.status import SiteView
+from qvpn.tunnel.drops import DropReason, Drops
+from qvpn.wire.datagram import DEFAULT_LIMIT
+from qvpn.wire.messages import Mode
+
+_MODES = {
+    Policy.REQUIRE_QKD: Mode.REQUIRE_QKD,
+    Policy.PREFER_QKD: Mode.PREFER_QKD,
+    Policy.PQC_ONLY: Mode.PQC_ONLY,
+}
+LOOK_AGAIN, LOOK_BLOCKED = 10.0, 2.0
+"""Seconds between two looks at a blocked peer's address, and before the first one that was found."""
+
+
+class Daemon:
+    """One site."""
+
+    def __init__(
+        self,
+        site: SiteFiles,
+        tun: Tun,
+        bind: Bind,
+        sources: Mapping[str, KeySource],
+        *,
+        clock: Callable[[], float] = privileged.boottime,
+        log: Any = None,
+        randomness: Randomness | None = None,
+    ) -> None:
+        self.site = site
+        self.config: Config = site.config
+        self.stop_wanted = asyncio.Event()
+        self.agents: dict[str, PeerAgent] = {}
+        self._tun = tun
+        self._bind = bind
+        self._clock = clock
+        self._log = log if log is not None else eventlog.get_log(site=self.config.site.name)
+        self._started = clock()
+        self._random = randomness or Randomness(os.urandom, random.SystemRandom().random)
+        self._port = Port(self._random.token)
+        self._gate = Gate(self._port, self._random, self._started)
+        self._plane = Plane(tun, bind, clock, self)
+        self._drops = Drops()
+        self._feeds: dict[str, KeyFeed] = {}
+        self._keepers = {
+            name: SourceKeeper(name, self.config.key_source[name].type, source, self._log)
+            for name, source in sources.items()
+        }
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # life
+
+    async def start(self) -> None:
+        """Start the key sources, then the packet path, then every peer.
+
+        Raises:
+            BadSettings, RolledBack: a key source that no waiting mends.
+        """
+        await start_all(self._keepers)
+        for peer in self.config.peer:
+            self._add_peer(peer)
+        self._plane.start()
+        await asyncio.gather(*(self._ask_source(peer) for peer in self.config.peer))
+        for peer in self.config.peer:
+            self.agents[peer.name].start()
+            self._spawn(self._follow_endpoint(peer))
+            if peer.name in self._feeds:
+                self._spawn(self._follow_source(peer))
+        self._log.info("started", listen=str(self._bind.local), interface=self._tun.name, peers=len(self.agents))
+
+    async def run(self) -> None:
+        """Wait until somebody wants the end (:attr:`stop_wanted`)."""
+        await self.stop_wanted.wait()
+
+    async def stop(self) -> None:
+        """Tell the peers, erase every key, close sources.  May be called twice."""
+        for task in self._tasks:
+            task.cancel()
+        for agent in self.agents.values():
+            agent.stop()
+        self._plane.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(feed.aclose() for feed in self._feeds.values()))
+        await close_all(self._keepers)
+        self._log.info("stopped")
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # peers
+
+    def _add_peer(self, peer: Peer) -> None:
+        feed = self._make_feed(peer)
+        parameters = self._parameters(peer, feed)
+        self._plane.add_peer(peer.name, peer.allowed_ips, overlap=overlap(peer.rekey))
+        self._gate.add_peer(parameters)
+        machine = PeerHandshake(parameters, self._port, self._random, self._clock())
+        agent = PeerAgent(
+            peer,
+            machine,
+            self._plane,
+            self._clock,
+            self._log.bind(peer=peer.name),
+            heard=lambda: self._plane.stats(peer.name).last_received,
+            moved=lambda address: self._gate.set_endpoint(peer.name, address),
+        )
+        agent.feed = feed
+        self.agents[peer.name] = agent
+        if peer.endpoint is not None and peer.endpoint.ip is not None:
+            agent.set_endpoint(literal(peer.endpoint))
+
+    def _make_feed(self, peer: Peer) -> KeyFeed | None:
+        if peer.key_source is None or peer.policy is Policy.PQC_ONLY:
+            return None
+        name, source = peer.key_source, self._keepers[peer.key_source].source
+
+        def deliver(request: int, answer: Any) -> None:
+            self.agents[peer.name].key_delivered(request, answer)
+
+        feed = KeyFeed(name, source, peer.sae, deliver, self._log.bind(peer=peer.name))
+        self._feeds[peer.name] = feed
+        return feed
+
+    def _parameters(self, peer: Peer, feed: KeyFeed | None) -> PeerParameters:
+        keys = self.site.peers[peer.name]
+        saes = None if feed is None else feed.sae_pair()
+        return PeerParameters(
+            name=peer.name,
+            identity=self.site.identity,
+            peers=keys.public,
+            psk=keys.psk,
+            suites=peer.suites,
+            mode=_MODES[peer.policy],
+            max_qkd_age=int(peer.max_qkd_age or 0),
+            max_degraded=peer.max_degraded,
+            allow_simulated=peer.allow_simulated,
+            rekey=peer.rekey,
+            hard_end=peer.end,
+            initiate=Initiate(peer.initiate.value),
+            has_endpoint=False,
+            label=peer.key_source or "none",
+            sae_local="" if saes is None else saes.local,
+            sae_remote="" if saes is None else saes.remote,
+            datagram_limit=self._datagram_limit(peer),
+        )
+
+    def _datagram_limit(self, peer: Peer) -> int:
+        if peer.endpoint is None or peer.endpoint.ip is None:
+            return DEFAULT_LIMIT
+        return min(DEFAULT_LIMIT, self._bind.max_payload(literal(peer.endpoint)))
+
+    # what goes on beside
+
+    async def _follow_endpoint(self, peer: Peer) -> None:
+        """Look a peer's address up; again, and the next of several, as long as nothing comes through."""
+        if peer.endpoint is None:
+            return
+        agent, turn, told = self.agents[peer.name], 0, ""
+        while True:
+            if not agent.machine.live(self._clock()):
+                try:
+                    found = await resolve(
+                        peer.endpoint,
+                        forbidden=[net for other in self.config.peer for net in other.allowed_ips],
+                        ipv6=self._bind.local.ip.version == 6,
+                    )
+                    agent.set_endpoint(found[turn % len(found)])
+                    turn, told = turn + 1, ""
+                except NoAddress as error:
+                    if str(error) != told:
+                        told = str(error)
+                        agent.log.warning("no address for the peer", reason=told)
+            await asyncio.sleep(LOOK_AGAIN if agent.endpoint is not None else LOOK_BLOCKED)
+
+    async def _follow_source(self, peer: Peer) -> None:
+        """Ask the key source how it is, as often as a peer that waits for it needs to know."""
+        while True:
+            await asyncio.sleep(min(5.0, max(0.5, peer.rekey / 4)))
+            await self._ask_source(peer)
+
+    async def _ask_source(self, peer: Peer) -> None:
+        feed = self._feeds.get(peer.name)
+        if feed is None or peer.key_source is None:
+            return
+        status = await feed.poll()
+        self._keepers[peer.key_source].last = status
+        self.agents[peer.name].source_status(status.ready, status.alarm)
+
+    # hooks of the packet path
+
+    def on_handshake(self, datagram: bytes, address: Address) -> None:
+        verdict = self._gate.receive(datagram, address, self._clock())
+        if isinstance(verdict, Complete):
+            agent = self.agents[verdict.peer]
+            agent.count(agent.received(verdict.message_type, verdict.message, verdict.carrier))
+        elif isinstance(verdict, Reply):
+            self._plane.send_handshake([verdict.datagram], address)
+        elif isinstance(verdict, Dropped):
+            self._count(verdict.peer, verdict.reason)
+
+    def on_control(self, peer: str, receive_index: int, payload: bytes, address: Address) -> None:
+        agent = self.agents[peer]
+        agent.count(agent.control(receive_index, payload, address))
+
+    def on_first_record(self, peer: str, receive_index: int) -> None:
+        self.agents[peer].first_record(receive_index)
+
+    def on_new_address(self, peer: str, receive_index: int, address: Address) -> None:
+        self.agents[peer].new_address(receive_index, address)
+
+    def on_limit(self, peer: str, receive_index: int) -> None:
+        self.agents[peer].limit(receive_index)
+
+    def _count(self, peer: str | None, reason: DropReason) -> None:
+        if peer is None:
+            self._drops.count(reason)
+        else:
+            self.agents[peer].count(reason)
+
+    # status
+
+    def snapshot(self) -> SiteView:
+        """Everything that ``qvpn status`` shows."""
+        now = self._clock()
+        return SiteView(
+            site=self.config.site.name,
+            pid=os.getpid(),
+            version=__version__,
+            uptime=now - self._started,
+            fingerprint=self.site.identity.public.readable,
+            listen=str(self._bind.local),
+            interface=self._tun.name,
+            mtu=self._tun.mtu,
+            peers=tuple(
+                peer_view(agent, self.site.peers[name], self._plane.stats(name), now)
+                for name, agent in self.agents.items()
+            ),
+            key_sources=tuple(source_view(keeper) for keeper in self._keepers.values()),
+            drops={**self._plane.drops.nonzero(), **self._drops.nonzero()},
+            send_errors=self._bind.errors,
+        )

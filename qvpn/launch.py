@@ -1,0 +1,171 @@
+"""``qvpn up`` and ``qvpn check``: from a file to a running daemon with the real edges.
+
+Order of a start: read and check every file; open what needs rights (state folder, port, TUN, control socket); give
+the rights up; only then start key sources and peers.  Whatever fails is one sentence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from keysource.base import KeySource, SourceContext
+from keysource.errors import BadSettings, KeySourceError
+from keysource.registry import open_source
+from qvpn import privileged
+from qvpn.config.checks import harvestable
+from qvpn.config.errors import ConfigError
+from qvpn.config.schema import Config
+from qvpn.control.endpoint import literal
+from qvpn.daemon import Daemon
+from qvpn.dataplane.plane import tunnel_mtu
+from qvpn.netio.base import Bind
+from qvpn.netio.errors import NetioError
+from qvpn.observe import eventlog
+from qvpn.privileged import PrivilegedError
+from qvpn.sitefiles import SiteFiles, load_site
+from qvpn.uapi import ControlServer
+
+DEFAULT_PAYLOAD = 1500 - 48
+"""UDP payload of an Ethernet path over IPv6, where no peer's address is known yet."""
+
+
+def check(file: Path) -> list[str]:
+    """Check a configuration and every file it names; lines for a person.  Raises ConfigError."""
+    site = load_site(file)
+    open_sources(site)
+    lines = [f"{file}: fine", f'site "{site.config.site.name}": fingerprint {site.identity.public.readable}']
+    for peer in site.config.peer:
+        keys = site.peers[peer.name]
+        source = "no key source" if peer.key_source is None else f"key source {peer.key_source}"
+        lines.append(f'peer "{peer.name}": {peer.policy}, {source}, fingerprint {keys.public[0].readable}')
+    lines += [
+        f"key source {name} ({table.type}): {harvestable(table)}" for name, table in site.config.key_source.items()
+    ]
+    return lines
+
+
+def open_sources(site: SiteFiles) -> dict[str, KeySource]:
+    """Make every key source that a peer uses or that stands in the file; nothing is opened yet.
+
+    Raises ConfigError that names the table.
+    """
+    return {name: _open_source(site.config, name) for name in site.config.key_source}
+
+
+def _open_source(config: Config, name: str) -> KeySource:
+    table = config.key_source[name]
+    users = [peer for peer in config.peer if peer.key_source == name]
+    context = SourceContext(
+        name=name,
+        base=config.folder,
+        state=config.path(config.site.state),
+        site=config.site.name,
+        peer_sae=users[0].sae if users else "",
+        allow_simulated=any(peer.allow_simulated for peer in users),
+        read_file=_reader(privileged.read_public),
+        read_secret=_reader(privileged.read_secret),
+    )
+    try:
+        return open_source(table.type, table.settings, context)
+    except BadSettings as error:
+        raise source_error(config, name, error) from None
+
+
+def source_error(config: Config, name: str, error: KeySourceError) -> ConfigError:
+    """What a key source says of its table, with file and table named."""
+    key = error.key if isinstance(error, BadSettings) else ""
+    text = str(error).removeprefix(f"{key}: ") if key else str(error)
+    return ConfigError(text, file=config.file, table=f"[key_source.{name}]", key=key)
+
+
+def _reader(read: Callable[[Path], bytes]) -> Callable[[Path], bytes]:
+    """Key sources know OSError and ValueError, not our errors."""
+
+    def reader(path: Path) -> bytes:
+        try:
+            return read(path)
+        except PrivilegedError as error:
+            raise ValueError(str(error)) from None
+
+    return reader
+
+
+def run(file: Path) -> None:
+    """Run the daemon until it is told to stop.
+
+    Raises:
+        ConfigError, PrivilegedError: it could not start; one sentence.
+    """
+    site = load_site(file)
+    sources = open_sources(site)
+    privileged.require_net_admin()
+    privileged.no_core()
+    eventlog.configure()
+    with ExitStack() as stack:
+        try:
+            daemon, control = _open(site, sources, stack)
+        except NetioError as error:
+            raise PrivilegedError(str(error)) from None
+        # Nothing is running yet: capabilities belong to threads, and later threads inherit the reduced set.
+        privileged.drop_privileges(low_port=site.config.site.listen.port < 1024)
+        asyncio.run(_serve(daemon, control))
+
+
+def _open(site: SiteFiles, sources: dict[str, KeySource], stack: ExitStack) -> tuple[Daemon, socket.socket]:
+    config = site.config
+    state = config.path(config.site.state)
+    stack.enter_context(contextlib.closing(privileged.StateFolder(state)))
+    bind = stack.enter_context(contextlib.closing(privileged.open_bind(config.site.listen)))
+    tun = stack.enter_context(contextlib.closing(privileged.open_tun(config.tunnel.interface)))
+    routes = [network for peer in config.peer for network in peer.allowed_ips]
+    privileged.configure_tun(tun.name, config.tunnel.addresses, _mtu(config, bind), routes)
+    control = privileged.control_socket(state / "control.sock")
+    # Leaves first, when everything else is closed: "qvpn down" waits for that.
+    stack.callback(control.close)
+    entry = privileged.RunEntry(config.site.name, state / "control.sock")
+    stack.callback(entry.remove)
+    with contextlib.suppress(OSError):
+        entry.publish()
+    return Daemon(site, tun, bind, sources), control
+
+
+def _mtu(config: Config, bind: Bind) -> int:
+    """What the configuration says, else what the narrowest path to a known peer address carries."""
+    if config.tunnel.mtu is not None:
+        return config.tunnel.mtu
+    places = [literal(peer.endpoint) for peer in config.peer if peer.endpoint is not None and peer.endpoint.ip]
+    return tunnel_mtu(min([DEFAULT_PAYLOAD, *(bind.max_payload(place) for place in places)]))
+
+
+async def _serve(daemon: Daemon, listener: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, daemon.stop_wanted.set)
+
+    def stop() -> dict[str, object]:
+        daemon.stop_wanted.set()
+        return {}
+
+    control = ControlServer(listener, {"status": lambda: {"status": daemon.snapshot().to_json()}, "stop": stop})
+    await control.start()
+    starting = loop.create_task(daemon.start())
+    wanted = loop.create_task(daemon.stop_wanted.wait())
+    try:
+        await asyncio.wait((starting, wanted), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            await wanted
+    except KeySourceError as error:
+        raise ConfigError(str(error), file=daemon.config.file) from None
+    finally:
+        starting.cancel()
+        wanted.cancel()
+        await asyncio.gather(starting, wanted, return_exceptions=True)
+        await daemon.stop()
+        await control.aclose()

@@ -1,0 +1,95 @@
+"""From living objects to the snapshots of :mod:`qvpn.status`."""
+
+from __future__ import annotations
+
+from qvpn.control.agent import PeerAgent
+from qvpn.control.record import PeerRecord
+from qvpn.control.supervisor import SourceKeeper
+from qvpn.dataplane.stats import EpochStatus, PeerTraffic
+from qvpn.sitefiles import PeerKeys
+from qvpn.status import SIMULATED, EpochView, PeerView, SourceView, key_id_hash
+from qvpn.tunnel.epoch import EpochRole
+from qvpn.tunnel.keys import EpochState
+
+
+def peer_view(agent: PeerAgent, keys: PeerKeys, traffic: PeerTraffic, now: float) -> PeerView:
+    """One peer: what its agent remembers and what the packet path counted."""
+    peer, record = agent.peer, agent.record
+    epoch = _epoch_view(agent, traffic, now)
+    return PeerView(
+        name=peer.name,
+        state=epoch.state if epoch is not None else EpochState.BLOCKED.value,
+        policy=peer.policy.value,
+        fingerprint=keys.public[0].readable,
+        endpoint=None if agent.endpoint is None else str(agent.endpoint),
+        key_source=peer.key_source,
+        epoch=epoch,
+        simulated=None if epoch is None else epoch.simulated,
+        last_handshake=None if record.confirmed_at is None else now - record.confirmed_at,
+        rekeys=max(0, record.epochs - 1),
+        epochs=record.epochs,
+        keys_used=record.keys_used,
+        handshake_seconds=record.handshake_seconds,
+        failures=record.failures,
+        last_failure=record.last_failure,
+        alarms=record.alarms,
+        last_alarm=record.last_alarm,
+        sent_packets=traffic.sent_packets,
+        sent_bytes=traffic.sent_bytes,
+        received_packets=traffic.received_packets,
+        received_bytes=traffic.received_bytes,
+        last_received=None if traffic.last_received is None else now - traffic.last_received,
+        drops=_sum(traffic.drops, record.drops.nonzero()),
+    )
+
+
+def _epoch_view(agent: PeerAgent, traffic: PeerTraffic, now: float) -> EpochView | None:
+    """The epoch that packets leave under; None: nothing leaves."""
+    current = next((e for e in traffic.epochs if e.role is EpochRole.CURRENT and now < e.hard_end), None)
+    if current is None:
+        return None
+    origin, key_id = _key_of(agent.record, current)
+    next_rekey = agent.machine.next_rekey()
+    return EpochView(
+        number=current.number,
+        state=current.state.value,
+        role="initiator" if current.initiator else "responder",
+        age=current.age,
+        hard_end_in=current.hard_end - now,
+        next_rekey_in=None if next_rekey is None else max(0.0, next_rekey - now),
+        origin=origin,
+        key_id_hash=None if key_id is None else key_id_hash(key_id),
+        simulated=SIMULATED if agent.record.rests_on_simulated(current.receive_index) else None,
+    )
+
+
+def _key_of(record: PeerRecord, epoch: EpochStatus) -> tuple[str | None, str | None]:
+    key = record.key_of(epoch.receive_index)
+    return (None, None) if key is None else (key.origin.name.lower(), key.key_id)
+
+
+def source_view(keeper: SourceKeeper) -> SourceView:
+    """One key source, as it last said; while it is not open, why."""
+    status = keeper.last
+    return SourceView(
+        name=keeper.name,
+        type=keeper.kind,
+        ready=status.ready and keeper.problem is None,
+        reason=keeper.problem or status.reason,
+        origin=None if status.origin is None else status.origin.value,
+        hop=status.hop.value,
+        survives_harvest=status.survives_harvest,
+        stored_keys=status.stored_keys,
+        key_rate=status.key_rate,
+        qber=status.qber,
+        alarm=status.alarm,
+        restarts=keeper.restarts,
+    )
+
+
+def _sum(*counts: dict[str, int]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for each in counts:
+        for reason, number in each.items():
+            total[reason] = total.get(reason, 0) + number
+    return total
