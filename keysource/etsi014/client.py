@@ -18,7 +18,8 @@ redirects, others        ``BadAnswer``                   ``BadAnswer``          
 no whole answer in time  ``Unavailable``                 ``Unavailable``                 ``Unavailable``
 =======================  ==============================  ==============================  ========================
 
-.. [1] ``Exhausted`` where the KME's ``details`` say ``qvpn_reason: exhausted``.
+.. [1] ``Exhausted`` where the KME's ``details`` say ``qvpn_reason: exhausted``, ``NotOwner`` where they say
+   ``not-owner``.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import aiohttp
 from yarl import URL
 
 from keysource.base import KEY_BYTES
-from keysource.errors import BadAnswer, Exhausted, KeySourceError, Unauthorized, Unavailable, UnknownKeyID
+from keysource.errors import BadAnswer, Exhausted, KeySourceError, NotOwner, Unauthorized, Unavailable, UnknownKeyID
 from keysource.etsi014.messages import (
     DeliveredKey,
     StatusAnswer,
@@ -210,8 +211,11 @@ def _refusal(url: str, call: Call, answer: _Answer) -> KeySourceError:
     if answer.status in (401, 403):
         return Unauthorized(said)
     if answer.status in (429, 503):
-        if call == "enc_keys" and error_details_untrusted(answer.body).get("qvpn_reason") == "exhausted":
+        reason = error_details_untrusted(answer.body).get("qvpn_reason") if call == "enc_keys" else None
+        if reason == "exhausted":
             return Exhausted(said, retry_after=answer.retry_after)
+        if reason == "not-owner":
+            return NotOwner(said)
         return Unavailable(said, answered=True, retry_after=answer.retry_after)
     if answer.status in _REFUSED:
         if call == "dec_keys":

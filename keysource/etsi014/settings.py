@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from keysource.base import Hop, Origin
-from keysource.errors import BadSettings
+from keysource.settings import parse_settings
 
 
 class Etsi014Settings(BaseModel):
@@ -92,11 +92,5 @@ def check_sae(value: str) -> str:
 
 
 def settings_untrusted(table: Mapping[str, object]) -> Etsi014Settings:
-    """Raises :class:`BadSettings` that names the key."""
-    try:
-        return Etsi014Settings.model_validate(dict(table))
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        text = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-        raise BadSettings(f"{key}: {text}" if key else text, key=key) from None
+    """Raises :class:`~keysource.errors.BadSettings` that names the key."""
+    return parse_settings(Etsi014Settings, table)

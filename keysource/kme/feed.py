@@ -18,7 +18,7 @@ from keysource.device.client import DeviceClient, follow
 from keysource.device.messages import AlarmEvent, BlockEvent, Event, VoidEvent
 from keysource.errors import KeySourceError, Unavailable
 from keysource.kme.site import Site
-from keysource.kme.store import StoreError
+from keysource.kme.store import LinkRow, StoreError
 
 _STATUS_INTERVAL = 1.0
 _UNNAMED = "unnamed"  # an alarm known from the device's status only; its events tell the kinds
@@ -49,7 +49,7 @@ class Feed:
         await self._stop_watch()
         info = device.info
         try:
-            row = await self._site.bind(self._peer, info.link, info.end, info.origin, info.hops)
+            row = await self._site.bind(LinkRow(self._peer, info.link, info.end, info.owner, info.origin, info.hops))
         except StoreError as error:
             raise Unavailable(str(error)) from None
         status = await device.status()
@@ -82,11 +82,11 @@ class Feed:
             log.warning("device away", peer=self._peer, reason=str(error))
 
     async def _block(self, device: DeviceClient, event: BlockEvent) -> None:
-        row, owner = self._link.row, device.info.owner
+        row = self._link.row
         if row is None:
             raise Unavailable("a block before hello")
         try:
-            new = await self._site.db(lambda store: store.add_block(row, owner, event.block, event.keys))
+            new = await self._site.db(lambda store: store.add_block(row, event.block, event.keys))
         finally:
             event.keys[:] = bytes(len(event.keys))
         self._link.row = await self._site.db(lambda store: store.link(self._peer))

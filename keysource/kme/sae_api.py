@@ -23,7 +23,7 @@ from keysource.kme.auth import caller
 from keysource.kme.config import Limits, PeerKme
 from keysource.kme.faults import SLOW_SECONDS, Fault, FaultSwitch
 from keysource.kme.logs import hashed
-from keysource.kme.site import NotNow, Site
+from keysource.kme.site import EXHAUSTED, NotNow, Site
 from keysource.kme.store import KeysNotFound, NotTheSlave, StoredKey
 
 MAX_BODY = 256 * 1024
@@ -62,7 +62,7 @@ def bounded_errors(handler: Handler) -> Handler:
         except Refused as error:
             return error_response(error.status, str(error), error.details)
         except NotNow as error:
-            reason: list[Extension] = [{"qvpn_reason": "exhausted"}] if error.exhausted else []
+            reason: list[Extension] = [{"qvpn_reason": error.reason}] if error.reason else []
             return error_response(503, str(error), reason)
         except web.HTTPRequestEntityTooLarge:
             return error_response(400, f"the body is longer than {MAX_BODY} bytes")
@@ -146,7 +146,7 @@ class SaeApi:
         asked = self._key_request_of_get(request) if request.method == "GET" else await self._key_request(request)
         self._check(asked)
         if self._faults.fault is Fault.EMPTY:
-            raise NotNow(f"no keys are left for {slave!r}", exhausted=True)
+            raise NotNow(f"no keys are left for {slave!r}", reason=EXHAUSTED)
         keys = await self._site.issue(peer.id, master, slave, asked.number)
         log.info("issued", master=master, slave=slave, keys=[hashed(key.key_id) for key in keys])
         return self._container(keys)

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import structlog
 
-from keysource.base import End, Origin
+from keysource.base import Owner
 from keysource.kme.config import KmeConfig, PeerKme
 from keysource.kme.logs import hashed
 from keysource.kme.peering import PeerClient, PeerUnavailable
@@ -31,15 +31,17 @@ _T = TypeVar("_T")
 _ROUNDS = 8
 _MOST_PENDING = 4096
 ISSUE_TIMEOUT = 1.6
+EXHAUSTED = "exhausted"  # only for lack of keys
+NOT_OWNER = "not-owner"  # all keys of the link are issued at its other end
 log = structlog.get_logger("kme")
 
 
 class NotNow(Exception):
-    """No key now; ``exhausted`` where that is only for lack of keys.  One sentence."""
+    """No key now.  One sentence, and for programs a ``reason``: :data:`EXHAUSTED`, :data:`NOT_OWNER` or nothing."""
 
-    def __init__(self, message: str, *, exhausted: bool = False) -> None:
+    def __init__(self, message: str, *, reason: str = "") -> None:
         super().__init__(message)
-        self.exhausted = exhausted
+        self.reason = reason
 
 
 @dataclass(slots=True)
@@ -133,8 +135,10 @@ class Site:
         link = self.links[peer]
         if link.alarm:
             raise NotNow(f"the link to {peer!r} has an alarm ({link.alarm})")
+        if link.row and link.row.owner is not Owner.ALTERNATE and Owner(link.row.end) is not link.row.owner:
+            raise NotNow(f"all keys of the link to {peer!r} are issued there", reason=NOT_OWNER)
         if link.row is None or (await self.counts(peer)).own_free < number:
-            raise NotNow(f"fewer than {number} keys are left for {slave!r}", exhausted=True)
+            raise NotNow(f"fewer than {number} keys are left for {slave!r}", reason=EXHAUSTED)
         try:
             async with asyncio.timeout(ISSUE_TIMEOUT):
                 return await self._issue(link, link.row.name, master, slave, number)
@@ -154,7 +158,7 @@ class Site:
                 await self._drop_missing(peer, [offer for offer in offers if offer.key_id in missing], answer)
                 if len(reserved) == number:
                     return await self._hand_out(peer, reserved)
-            raise NotNow(f"too many keys are not held by KME {peer!r}", exhausted=True)
+            raise NotNow(f"too many keys are not held by KME {peer!r}", reason=EXHAUSTED)
         except KeysNotFound:  # a void or a full store took one away between offer and answer
             self._forget(reserved)
             raise NotNow("keys were voided while they were offered") from None
@@ -179,7 +183,7 @@ class Site:
                 elif not known.under_way and (known.master, known.slave) == (master, slave):
                     chosen.append(known)
             if len(chosen) < number:
-                raise NotNow(f"fewer than {number} keys are left for {slave!r}", exhausted=True)
+                raise NotNow(f"fewer than {number} keys are left for {slave!r}", reason=EXHAUSTED)
             for pending in chosen[:number]:
                 pending.under_way = True
                 self._pending[pending.offer.key_id] = pending
@@ -210,7 +214,7 @@ class Site:
             log.warning("the other KME does not hold all keys", peer=peer, dropped=dropped)
         self._forget([offer.key_id for offer in missing])
         if len(gone) < len(missing):
-            raise NotNow(f"KME {peer!r} has not received these keys from its device yet", exhausted=True)
+            raise NotNow(f"KME {peer!r} has not received these keys from its device yet", reason=EXHAUSTED)
 
     def _forget(self, key_ids: Sequence[str]) -> None:
         for key_id in key_ids:
@@ -234,10 +238,10 @@ class Site:
 
     # What the device says
 
-    async def bind(self, peer: str, name: str, end: End, origin: Origin, hops: int) -> LinkRow:
+    async def bind(self, link: LinkRow) -> LinkRow:
         """Raises :class:`~keysource.kme.store.StoreError` where the device is another end or another link."""
-        row = await self.db(lambda store: store.bind_link(LinkRow(peer, name, end, origin, hops)))
-        self.links[peer].row = row
+        row = await self.db(lambda store: store.bind_link(link))
+        self.links[link.peer].row = row
         return row
 
     async def set_alarms(self, peer: str, alarms: dict[str, str]) -> None:

@@ -29,6 +29,7 @@ CREATE TABLE link (
     peer TEXT PRIMARY KEY,       -- KME at the other end
     name TEXT NOT NULL,          -- of the link, as both devices say it
     end TEXT NOT NULL,
+    owner TEXT NOT NULL,
     origin TEXT NOT NULL,
     hops INTEGER NOT NULL,
     next_block INTEGER NOT NULL, -- all blocks below were received
@@ -74,6 +75,7 @@ class LinkRow:
     peer: str
     name: str
     end: End
+    owner: Owner
     origin: Origin
     hops: int
     next_block: int = 0
@@ -141,11 +143,11 @@ class Store:
     # Links
 
     def link(self, peer: str) -> LinkRow | None:
-        columns = "peer, name, end, origin, hops, next_block, alarm"
+        columns = "peer, name, end, owner, origin, hops, next_block, alarm"
         row = self._db.execute(f"SELECT {columns} FROM link WHERE peer = ?", (peer,)).fetchone()
         if row is None:
             return None
-        return LinkRow(row[0], row[1], End(row[2]), Origin(row[3]), row[4], row[5], row[6])
+        return LinkRow(row[0], row[1], End(row[2]), Owner(row[3]), Origin(row[4]), row[5], row[6], row[7])
 
     def bind_link(self, link: LinkRow) -> LinkRow:
         """Remember what the device says; name and end never change.  Raises :class:`StoreError`."""
@@ -157,9 +159,10 @@ class Store:
             )
         with self._transaction():
             self._db.execute(
-                "INSERT INTO link VALUES (?, ?, ?, ?, ?, 0, '', 0, 0)"
-                " ON CONFLICT (peer) DO UPDATE SET origin = excluded.origin, hops = excluded.hops",
-                (link.peer, link.name, link.end.value, link.origin.value, link.hops),
+                "INSERT INTO link VALUES (?, ?, ?, ?, ?, ?, 0, '', 0, 0)"
+                " ON CONFLICT (peer) DO UPDATE SET owner = excluded.owner, origin = excluded.origin,"
+                " hops = excluded.hops",
+                (link.peer, link.name, link.end.value, link.owner.value, link.origin.value, link.hops),
             )
         return self.link(link.peer) or link
 
@@ -169,7 +172,7 @@ class Store:
 
     # Keys that arrive
 
-    def add_block(self, link: LinkRow, owner: Owner, block: int, keys: bytearray) -> bool:
+    def add_block(self, link: LinkRow, block: int, keys: bytearray) -> bool:
         """Store a block; False where it was received before.  Older free keys make room for it.
 
         Raises:
@@ -184,7 +187,7 @@ class Store:
             self._db.executemany(
                 "INSERT INTO key (key_id, peer, own, block, position, origin, hops, material)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                _rows(link, owner, block, keys),
+                _rows(link, block, keys),
             )
             self._db.execute("UPDATE link SET next_block = ? WHERE peer = ?", (block + 1, link.peer))
             self._make_room(link.peer)
@@ -329,10 +332,10 @@ class Store:
             raise
 
 
-def _rows(link: LinkRow, owner: Owner, block: int, keys: bytearray) -> Iterator[tuple[object, ...]]:
+def _rows(link: LinkRow, block: int, keys: bytearray) -> Iterator[tuple[object, ...]]:
     for position in range(len(keys) // KEY_BYTES):
         material = bytes(keys[position * KEY_BYTES : (position + 1) * KEY_BYTES])
-        own = int(owner.of(position) is link.end)
+        own = int(link.owner.of(position) is link.end)
         key_id = derive_key_id(link.name, block, position)
         yield key_id, link.peer, own, block, position, link.origin.value, link.hops, material
 
