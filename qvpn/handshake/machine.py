@@ -1,4 +1,4 @@
-"""One peer's handshake, sans-IO: both roles, every timer, chain, keys and epochs' lives.
+"""One peer's handshake, sans-IO: both roles, every timer, chain, keys and the lives of epochs.
 
 The driver feeds it, takes every event from :meth:`PeerHandshake.next_event` after each call, carries them out in
 order, and then calls :meth:`PeerHandshake.handle_timer` no earlier than :meth:`PeerHandshake.next_timer`.
@@ -7,111 +7,499 @@ order, and then calls :meth:`PeerHandshake.handle_timer` no earlier than :meth:`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
-from qvpn.handshake.carrier import Carrier
-from qvpn.handshake.events import Event
-from qvpn.handshake.parameters import KeyFailure, PeerParameters, Snapshot
+from qvpn.errors import BadPacket
+from qvpn.handshake import timers
+from qvpn.handshake.carrier import Carrier, Cold, Inner
+from qvpn.handshake.core import Core, EpochInfo
+from qvpn.handshake.events import AttemptFailed, Event, Failure, Role, SendInner
+from qvpn.handshake.initiator import Attempt
+from qvpn.handshake.keyring import wipe
+from qvpn.handshake.parameters import Initiate, KeyFault, KeyMaterial, PeerParameters, Randomness
+from qvpn.handshake.port import Port, source_prefix
+from qvpn.handshake.responder import Entry
+from qvpn.handshake.state import InitiatorEvent, InitiatorState
 from qvpn.tunnel.drops import DropReason
-from qvpn.wire.messages import KeyMaterial
+from qvpn.tunnel.keys import EpochState
+from qvpn.wire.datagram import CONTROL_HANDSHAKE, decode_inner_untrusted
+from qvpn.wire.fragments import Reassembler
+from qvpn.wire.messages import KeyName, MessageType
 
-Random = Callable[[int], bytes]
-"""Like ``os.urandom``."""
+EPOCH_OK, EPOCH_ACK, KEEPALIVE, CLOSE = 0x02, 0x03, 0x04, 0x07
+MAX_INNER_ENTRIES = 4
+MAX_INNER_PARTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """How one peer's handshake stands, for status and metrics.  Times in seconds of the daemon's clock."""
+
+    state: EpochState
+    epoch: int | None
+    epoch_installed: float | None
+    hard_end: float | None
+    role: Role | None
+    key: KeyName | None
+    """The source's key in the epoch that is sent on, if any."""
+    simulated: bool
+    attempt: str
+    """State of our own attempt (IDLE where there is none)."""
+    answering: tuple[str, ...]
+    """States of the handshakes that we answer."""
+    epochs: int
+    """Handshakes that ended in a confirmed epoch."""
+    failures: int
+    last_failure: str
+    keys_used: int
+    next_rekey: float | None
+    preferred: bool
 
 
 class PeerHandshake:
-    """All of one peer's handshakes.  Give ``os.urandom`` as ``random``."""
+    """All of one peer's handshakes."""
 
-    def __init__(
-        self,
-        config: PeerParameters,
-        random: Random,
-        now: float,
-        *,
-        index_taken: Callable[[int], bool] = lambda index: False,
-    ) -> None:
-        """``index_taken(receive_index)``: True where any peer has a live epoch of that index.
-
-        Raises ValueError for parameters that cannot work.
-        """
+    def __init__(self, parameters: PeerParameters, port: Port, randomness: Randomness, now: float) -> None:
+        self.parameters = parameters
+        self._core = Core(parameters, randomness, port, now)
+        self._core.give_way = self._give_way
+        self._random = randomness
+        self._port = port
+        self._attempt: Attempt | None = None
+        self._entries: list[Entry] = []
+        self._inner_parts = Reassembler(2 * MAX_INNER_PARTS)
+        self._endpoint = parameters.has_endpoint
+        self._started = False
+        self._stopped = False
+        self._start_at: float | None = None
+        self._start_cold = False
+        self._backoff = timers.BACKOFF_FIRST
+        self._heard = now
+        self._said = now
+        self._late: dict[int, float] = {}
+        self._epoch_ok: tuple[int, float, float] | None = None
+        self._epochs = self._failures = 0
+        self._last_failure = ""
 
     # the driver's orders
 
     def start(self, now: float) -> None:
         """Begin: with an endpoint, and unless ``initiate`` is ``never``, a cold attempt starts at once."""
+        self._started = True
+        self._schedule(now, cold=True)
+        self._run_due(now)
 
     def rekey(self, now: float) -> None:
         """Start an attempt now, inside the newest epoch where there is one; nothing if one is running."""
+        if self._started and self._attempt is None:
+            self._schedule(now, cold=False)
+            self._run_due(now)
 
     def stop(self, now: float) -> None:
-        """CLOSE to the peer, Erase for every epoch, every secret wiped.  The machine is dead afterwards."""
+        """CLOSE to the peer, Erase for every epoch, keys wiped.  The machine is dead afterwards."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._core.sending is not None:
+            self._inner(self._core.sending, bytes([CLOSE, 0]))
+        if self._attempt is not None:
+            self._attempt.end(InitiatorEvent.STOP, Failure.STOPPED, "stopped", now)
+            self._attempt = None
+        self._discard_entries()
+        for info in tuple(self._core.epochs.values()):
+            self._core.erase(info)
+        self._core.keys.clear()
 
     def endpoint_known(self, known: bool, now: float) -> None:
         """Whether the driver has an address to send to.  Without one no cold attempt is started."""
+        self._endpoint = known
+        self._run_due(now)
 
     def source_ready(self, ready: bool, now: float) -> None:
-        """What the key source says of itself.
-
-        Call it with *every* status, not only on a change: a failed fetch makes the machine "not ready" by itself,
-        and only the next call with True undoes that.
-        """
+        """What the key source says of itself.  A source that comes back while we are blocked starts an attempt."""
+        back = ready and not self._core.ready
+        self._core.ready = ready
+        if back and self._started and self._core.sending is None and self._start_at is not None:
+            self._start_at = min(self._start_at, now)
+            self._run_due(now)
 
     def claim(self, claim: bytes | None) -> None:
         """The source's claim (at most 64 bytes) for the next message; set it again whenever it changes."""
+        self._core.claim = claim
 
     # what arrived
 
-    def receive(self, message_type: int, message: bytes, carrier: Carrier, now: float) -> DropReason | None:
+    def receive(self, message_type: MessageType, message: bytes, carrier: Carrier, now: float) -> DropReason | None:
         """A complete message or a RETRY, as the gate gave it.  The result says why it was dropped, if it was."""
-        raise NotImplementedError
+        if self._stopped:
+            return DropReason.HANDSHAKE_STATE
+        if message_type is MessageType.M1:
+            return self._on_m1(message, carrier, now)
+        index = carrier.receiver_index if isinstance(carrier, Cold) else carrier.handshake_index
+        if message_type in (MessageType.M3, MessageType.M3R):
+            return self._on_m3(message_type, index, message, carrier, now)
+        return self._on_answer(message_type, index, message, carrier, now)
 
     def control(self, receive_index: int, payload: bytes, now: float) -> DropReason | None:
         """The plaintext of a control record of this epoch: HANDSHAKE, EPOCH_OK, EPOCH_ACK, KEEPALIVE or CLOSE.
 
         PROBE and PROBE_REPLY are the driver's; here they count as unknown.  Call :meth:`first_record` before.
         """
-        raise NotImplementedError
+        info = self._core.epochs.get(receive_index)
+        if self._stopped or info is None or not payload:
+            return DropReason.CONTROL_MALFORMED
+        if payload[0] == CONTROL_HANDSHAKE:
+            return self._on_fragment(info, payload, now)
+        if payload[0] == EPOCH_OK and len(payload) == 1:
+            self._inner(info, bytes([EPOCH_ACK]))
+        elif payload[0] == CLOSE and len(payload) == 2:
+            self.closed_by_peer(now)
+        elif payload[0] not in (EPOCH_ACK, KEEPALIVE) or len(payload) != 1:
+            return DropReason.CONTROL_MALFORMED
+        return None
 
-    def key(self, request: int, answer: KeyMaterial | KeyFailure, now: float) -> None:
-        """The answer to NeedKey.  May come late or never: a late key is held for the next attempt."""
+    def key(self, request: int, answer: KeyMaterial | KeyFault, now: float) -> None:
+        """The answer to NeedKey.  May come late or never: a late key of a draw is held for the next attempt."""
+        if isinstance(answer, KeyFault):
+            self._core.ready = self._core.ready and answer is not KeyFault.UNAVAILABLE
+        attempt = self._attempt
+        if attempt is not None and attempt.request == request:
+            attempt.on_key(request, answer, now)
+            self._after_attempt(now)
+            return
+        for entry in self._entries:
+            if entry.request == request:
+                entry.on_key(request, answer, now)
+                return
+        if not isinstance(answer, KeyMaterial):
+            return
+        if self._late.pop(request, None) is not None and not self._stopped:
+            self._core.keys.hold_drawn(answer, now)
+        else:
+            wipe(answer.material)
 
     def first_record(self, receive_index: int, now: float) -> None:
         """The first record under this epoch verified."""
+        info = self._core.epochs.get(receive_index)
+        if info is None or info.confirmed:
+            return
+        self._heard = max(self._heard, now)
+        for entry in tuple(self._entries):
+            if entry.epoch is info:
+                entry.confirmed(now)
+                self._entries.remove(entry)
+        self._core.confirm(info, now)
+        self._epochs += 1
+        if info.role is Role.RESPONDER and self._attempt and self._attempt.state is InitiatorState.WAIT_M2:
+            self._end_attempt(InitiatorEvent.YIELD, Failure.YIELDED, "the peer's handshake was first", now)
+        if self._epoch_ok is not None and self._epoch_ok[0] == receive_index:
+            self._epoch_ok = None
+        if not info.held:
+            self._backoff = timers.BACKOFF_FIRST
+            self._schedule_rekey(info)
 
-    def heard(self, now: float) -> None:
-        """Any record of the peer verified."""
+    def heard(self, when: float) -> None:
+        """When the newest record of the peer verified, under the epoch that we send on."""
+        self._heard = max(self._heard, when)
 
-    def limit(self, receive_index: int) -> None:
+    def said(self, when: float) -> None:
+        """When the newest record to the peer left; without it a keepalive goes out although data did."""
+        self._said = max(self._said, when)
+
+    def limit(self, receive_index: int, now: float | None = None) -> None:
         """The epoch has used up its AEAD calls: a rekey is due now."""
+        sending = self._core.sending
+        if sending is not None and sending.receive_index == receive_index and self._attempt is None:
+            self._start_at = -1.0
+            self._start_cold = False
 
-    def closed_by_peer(self, now: float, receive_index: int | None = None) -> None:
-        """CLOSE verified.  Erases that epoch and older ones; ``control`` does this by itself."""
+    def closed_by_peer(self, now: float) -> None:
+        """CLOSE verified: every epoch goes, the chain stays, a cold attempt follows after the back-off."""
+        for info in tuple(self._core.epochs.values()):
+            self._core.erase(info)
+        self._end_attempt(InitiatorEvent.STOP, Failure.STOPPED, "the peer has stopped", now)
+        self._discard_entries()
+        self._back_off(now)
 
     # time
 
     def handle_timer(self, now: float) -> None:
         """Do all that is due."""
+        if self._stopped:
+            return
+        for info in tuple(self._core.epochs.values()):
+            if now >= info.hard_end:
+                self._core.erase(info)
+        for entry in tuple(self._entries):
+            entry.handle_timer(now)
+        self._entries = [entry for entry in self._entries if not entry.over]
+        self._core.keys.expire(now)
+        if self._attempt is not None and now >= self._attempt.next_timer():
+            request = self._attempt.request
+            self._attempt.handle_timer(now)
+            if request is not None and self._attempt.request != request:
+                self._late[request] = now
+            self._after_attempt(now)
+        self._check_unconfirmed(now)
+        self._check_dead(now)
+        self._repeat_epoch_ok(now)
+        self._keep_alive(now)
+        self._run_due(now)
 
     def next_timer(self) -> float | None:
         """When to call :meth:`handle_timer`; None: never."""
-        raise NotImplementedError
+        if self._stopped:
+            return None
+        times = [info.hard_end for info in self._core.epochs.values()]
+        times += [entry.next_timer() for entry in self._entries]
+        if self._attempt is not None:
+            times.append(self._attempt.next_timer())
+        elif self._start_at is not None and self._may_start():
+            times.append(self._start_at)
+        if self._epoch_ok is not None:
+            times.append(self._epoch_ok[1])
+        sending = self._core.sending
+        if sending is not None:
+            times.append(self._said + timers.keepalive(self.parameters.rekey))
+            times.append(self._dead_at(sending))
+            if not sending.confirmed:
+                times.append(sending.installed + timers.no_reply(self.parameters.rekey))
+        return min(times, default=None)
 
     # what to do, and how it stands
 
     def next_event(self) -> Event | None:
         """The next thing for the driver to carry out, in order."""
-        raise NotImplementedError
+        if not self._core.events:
+            return None
+        event = self._core.events.popleft()
+        if isinstance(event, AttemptFailed):
+            self._failures += 1
+            self._last_failure = f"{event.failure}: {event.detail}"
+        return event
 
     def snapshot(self, now: float) -> Snapshot:
         """For status and metrics."""
-        raise NotImplementedError
-
-    # for the gate
-
-    def awaits(self, index: bytes) -> bool:
-        """True if an own attempt, or a handshake being answered, has this index as its own."""
-        raise NotImplementedError
+        sending = self._core.sending
+        live = sending is not None and now < sending.hard_end
+        return Snapshot(
+            state=sending.state if sending is not None and live else EpochState.BLOCKED,
+            epoch=sending.number if sending else None,
+            epoch_installed=sending.installed if sending else None,
+            hard_end=sending.hard_end if sending else None,
+            role=sending.role if sending else None,
+            key=sending.name if sending else None,
+            simulated=bool(sending and sending.simulated),
+            attempt=str(self._attempt.state) if self._attempt else "IDLE",
+            answering=tuple(str(entry.state) for entry in self._entries),
+            epochs=self._epochs,
+            failures=self._failures,
+            last_failure=self._last_failure,
+            keys_used=self._core.keys.consumed,
+            next_rekey=self._start_at if self._attempt is None else now,
+            preferred=self.parameters.preferred,
+        )
 
     def live(self, now: float) -> bool:
         """True while a confirmed epoch is alive."""
-        raise NotImplementedError
+        return any(info.confirmed and now < info.hard_end for info in self._core.epochs.values())
+
+    # messages
+
+    def _on_m1(self, message: bytes, carrier: Carrier, now: float) -> DropReason | None:
+        for entry in self._entries:
+            if entry.m1 == message:
+                entry.again(carrier, now)
+                return None
+        if self._moves(now):
+            return DropReason.HANDSHAKE_STATE
+        if isinstance(carrier, Cold):
+            source = source_prefix(carrier.address.ip)
+            if not self._port.admit(source, self._endpoint):
+                return DropReason.HANDSHAKE_BUDGET
+        elif sum(isinstance(entry.carrier, Inner) for entry in self._entries) >= MAX_INNER_ENTRIES:
+            return DropReason.HANDSHAKE_BUDGET
+        try:
+            self._entries.append(Entry(self._core, message, carrier, now))
+        except BadPacket:
+            if isinstance(carrier, Cold):
+                self._port.leave(source_prefix(carrier.address.ip))
+            return DropReason.HANDSHAKE_MALFORMED
+        return None
+
+    def _on_m3(
+        self, kind: MessageType, index: bytes, message: bytes, carrier: Carrier, now: float
+    ) -> DropReason | None:
+        for entry in self._entries:
+            if entry.index == index and type(entry.carrier) is type(carrier):
+                if entry.on_m3(kind, message, carrier, now, self._moves(now)) and self._yields():
+                    self._end_attempt(InitiatorEvent.YIELD, Failure.YIELDED, "the preferred peer was first", now)
+                return None
+        return DropReason.HANDSHAKE_STATE
+
+    def _on_answer(
+        self, kind: MessageType, index: bytes, message: bytes, carrier: Carrier, now: float
+    ) -> DropReason | None:
+        attempt = self._attempt
+        if attempt is None or attempt.index != index or isinstance(carrier, Cold) != (attempt.inner is None):
+            return DropReason.HANDSHAKE_STATE
+        if kind is MessageType.RETRY:
+            attempt.on_retry(message, now)
+        elif carrier.suite != attempt.suite.code:
+            return DropReason.HANDSHAKE_MALFORMED
+        elif kind is MessageType.M2:
+            attempt.on_m2(message, now)
+        else:
+            attempt.on_m4(message, now)
+        self._after_attempt(now)
+        return None
+
+    def _on_fragment(self, info: EpochInfo, payload: bytes, now: float) -> DropReason | None:
+        try:
+            part = decode_inner_untrusted(payload)
+            if part.suite not in self.parameters.suites:
+                raise BadPacket("suite that is not configured")
+            message = self._inner_parts.add(
+                (info.index, part.type, part.handshake_index, part.message_id),
+                ((info.index, MAX_INNER_PARTS),),
+                part.suite,
+                part.index,
+                part.count,
+                part.fragment,
+                now,
+            )
+        except BadPacket:
+            return DropReason.CONTROL_MALFORMED
+        if message is None:
+            return None
+        carrier = Inner(info.receive_index, part.suite, part.handshake_index)
+        return self.receive(part.type, message, carrier, now)
+
+    # both start at once
+
+    def _preferred(self) -> bool:
+        return self.parameters.initiate is Initiate.AUTO and self.parameters.preferred
+
+    def _moves(self, now: float) -> bool:
+        """Our own attempt had an authenticated reply in the last 3 s, and we are preferred."""
+        reply = self._attempt.last_reply if self._attempt is not None else None
+        return self._preferred() and self._endpoint and reply is not None and now - reply < timers.MOVES
+
+    def _yields(self) -> bool:
+        return self.parameters.initiate is Initiate.AUTO and not self.parameters.preferred
+
+    def _give_way(self, key_id: str, entry: object, now: float) -> None:
+        for other in tuple(self._entries):
+            if other is not entry and other.drop_key(key_id, now):
+                self._entries.remove(other)
+
+    def _discard_entries(self) -> None:
+        for entry in self._entries:
+            entry.discard()
+        self._entries.clear()
+
+    # our own attempts
+
+    def _may_start(self) -> bool:
+        if not self._started or self.parameters.initiate is Initiate.NEVER:
+            return False
+        return self._endpoint or self._inner_epoch() is not None
+
+    def _inner_epoch(self) -> EpochInfo | None:
+        sending = self._core.sending
+        return sending if sending is not None and sending.confirmed and not self._start_cold else None
+
+    def _schedule(self, when: float, *, cold: bool) -> None:
+        self._start_at, self._start_cold = when, cold
+
+    def _schedule_rekey(self, info: EpochInfo) -> None:
+        jitter = self._random.uniform()
+        preferred = self.parameters.preferred or self.parameters.initiate is Initiate.ALWAYS
+        self._schedule(info.installed + timers.rekey_after(self.parameters.rekey, preferred, jitter), cold=False)
+
+    def _back_off(self, now: float) -> None:
+        delay = timers.spread(self._backoff, self._random.uniform())
+        self._backoff = min(2 * self._backoff, timers.backoff_cap(self.parameters.rekey))
+        self._schedule(now + delay, cold=self._start_cold)
+
+    def _run_due(self, now: float) -> None:
+        if self._stopped or self._attempt is not None or self._start_at is None or now < self._start_at:
+            return
+        if not self._may_start():
+            return
+        self._start_at = None
+        self._attempt = Attempt(self._core, now, self._inner_epoch())
+
+    def _after_attempt(self, now: float) -> None:
+        """The attempt may have ended: in an epoch, or in a back-off."""
+        attempt = self._attempt
+        if attempt is None or not attempt.over:
+            return
+        self._attempt = None
+        info = attempt.accepted
+        if info is None:
+            self._back_off(now)
+            return
+        self._start_cold = False
+        if self._preferred():
+            # whatever the peer began before this moment loses: both sides send on ours
+            for entry in self._entries:
+                entry.lose()
+        self._core.sending = info
+        self._said = now
+        self._inner(info, bytes([EPOCH_OK]))
+        self._epoch_ok = (info.receive_index, now + timers.EPOCH_OK_FIRST, timers.EPOCH_OK_FIRST)
+
+    def _end_attempt(self, event: InitiatorEvent, failure: Failure, why: str, now: float) -> None:
+        attempt = self._attempt
+        if attempt is None:
+            return
+        if attempt.request is not None:
+            self._late[attempt.request] = now
+        attempt.end(event, failure, why, now)
+        self._after_attempt(now)
+
+    # epochs in time
+
+    def _check_unconfirmed(self, now: float) -> None:
+        """An epoch that we accepted and that carries nothing back: do not send into nothing."""
+        info = self._core.sending
+        if info is None or info.confirmed or now < info.installed + timers.no_reply(self.parameters.rekey):
+            return
+        self._core.hold(info)
+        self._schedule(now, cold=True)
+
+    def _dead_at(self, sending: EpochInfo) -> float:
+        return max(self._heard, sending.installed) + timers.dead_peer(self.parameters.rekey)
+
+    def _check_dead(self, now: float) -> None:
+        """Nothing under the epoch that we send on: a cold handshake beside it heals whatever it is."""
+        sending = self._core.sending
+        if sending is None or now < self._dead_at(sending):
+            return
+        self._heard = now
+        if self._attempt is None:
+            self._schedule(now, cold=True)
+        elif self._attempt.inner is not None:
+            self._attempt.go_cold(now)
+
+    def _repeat_epoch_ok(self, now: float) -> None:
+        if self._epoch_ok is None or now < self._epoch_ok[1]:
+            return
+        index, _, delay = self._epoch_ok
+        info = self._core.epochs.get(index)
+        if info is None or now >= info.installed + timers.ANSWER_LIFE:
+            self._epoch_ok = None
+            return
+        delay = min(2 * delay, timers.EPOCH_OK_CAP)
+        self._epoch_ok = (index, now + delay, delay)
+        self._inner(info, bytes([EPOCH_OK]))
+
+    def _keep_alive(self, now: float) -> None:
+        sending = self._core.sending
+        if sending is not None and now >= self._said + timers.keepalive(self.parameters.rekey):
+            self._said = now
+            self._inner(sending, bytes([KEEPALIVE]))
+
+    def _inner(self, info: EpochInfo, payload: bytes) -> None:
+        self._core.emit(SendInner(info.receive_index, (payload,)))

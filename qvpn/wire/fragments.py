@@ -64,8 +64,12 @@ class Reassembler:
         partial = self._partial.get(key)
         if partial is None:
             partial = self._begin(key, limits, suite, count, now, reserved)
-        if partial.count != count or partial.suite != suite or index in partial.pieces:
-            raise BadPacket("fragment disagrees with those before, or came twice")
+        if partial.count != count or partial.suite != suite:
+            raise BadPacket("fragment disagrees with those before")
+        if index in partial.pieces:
+            if partial.pieces[index] != fragment:
+                raise BadPacket("fragment disagrees with the first one of its number")
+            return None  # a retransmission: nothing new
         if partial.size + len(fragment) > MAX_MESSAGE:
             del self._partial[key]
             raise BadPacket(f"message of more than {MAX_MESSAGE} bytes")
