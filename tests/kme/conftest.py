@@ -10,20 +10,26 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import secrets
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
+from yarl import URL
 
 from keysource.base import End, Origin, Owner, SourceContext
 from keysource.device.messages import DeviceInfo
@@ -47,6 +53,39 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@dataclass
+class Answer:
+    """What came over HTTP."""
+
+    status: int
+    body: bytes
+    headers: Any
+
+    @property
+    def json(self) -> Any:
+        assert self.headers["Content-Type"].startswith("application/json")
+        return json.loads(self.body)
+
+    @property
+    def message(self) -> str:
+        error = self.json
+        assert set(error) <= {"message", "details"}
+        return str(error["message"])
+
+    def keys(self) -> dict[str, bytes]:
+        """Of a key container with exactly the fields there may be: key_ID -> key."""
+        assert self.status == 200, self.body
+        assert set(self.json) == {"keys"}
+        found = {}
+        for entry in self.json["keys"]:
+            assert set(entry) == {"key_ID", "key", "key_extension"}
+            assert str(uuid.UUID(entry["key_ID"])) == entry["key_ID"]
+            found[entry["key_ID"]] = base64.b64decode(entry["key"], validate=True)
+            assert len(found[entry["key_ID"]]) == 32
+        assert len(found) == len(self.json["keys"])
+        return found
+
+
 class Lab:
     """Two sites; every public method says what an operator or the quantum link would do."""
 
@@ -60,6 +99,7 @@ class Lab:
             file.write_text(file.read_text() + limits)
         self.devices: dict[str, DeviceServer] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._contexts: dict[str, ssl.SSLContext] = {}
         self.clients: list[Etsi014Client | Etsi014Source] = []
         self._next_block = 0
 
@@ -179,6 +219,34 @@ class Lab:
         client = Etsi014Client(self.plans[at].url, context, **options)
         self.clients.append(client)
         return client
+
+    async def http(
+        self, sae: str, site: str, method: str, path: str, body: object = None, *, port: int = 0
+    ) -> Answer:
+        """One request with a certificate of the lab for any name.  ``path`` is sent as it stands."""
+        if sae not in self._contexts:
+            credential = self.authority.sae(sae)
+            self._contexts[sae] = tls.client_context(
+                self.authority.certificate, credential.certificate, credential.private_key
+            )
+        url = URL(f"https://127.0.0.1:{port or self.plans[site].port}{path}", encoded=True)
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self._contexts[sae])) as session,
+            session.request(method, url, data=data) as response,
+        ):
+            return Answer(response.status, await response.read(), response.headers)
+
+    async def enc(
+        self, body: object = None, *, sae: str = "sae-alice", site: str = "alice", slave: str = "sae-bob"
+    ) -> Answer:
+        return await self.http(sae, site, "POST", f"/api/v1/keys/{slave}/enc_keys", body)
+
+    async def dec(
+        self, key_ids: list[str], *, sae: str = "sae-bob", site: str = "bob", master: str = "sae-alice"
+    ) -> Answer:
+        body = {"key_IDs": [{"key_ID": key_id} for key_id in key_ids]}
+        return await self.http(sae, site, "POST", f"/api/v1/keys/{master}/dec_keys", body)
 
     async def source(self, site: str, **settings: Any) -> Etsi014Source:
         plan = self.plans[site]
