@@ -166,13 +166,15 @@ class KeySource(Protocol):
 
 @runtime_checkable
 class Claiming(Protocol):
-    """A source with a position on disk tells the peer how far it is, so that a restored backup is noticed.
+    """A source whose two ends can get out of step tells the peer where it is.
 
-    The claims travel inside the authenticated handshake.  Optional: :func:`isinstance` decides.
+    One with a position on disk says how far it is, so that a restored backup is noticed; one with a stock in memory
+    says what it still has, so that after a restart nobody draws what the other end has lost.  The claims travel
+    inside the authenticated handshake.  Optional: :func:`isinstance` decides.
     """
 
     def claim(self) -> bytes:
-        """At most 64 bytes: how far this end has used its keys and how far it saw the other end."""
+        """At most 64 bytes: how far this end has used its keys and how far it saw the other end; empty: no claim."""
 
     def check_claim(self, claim: bytes) -> None:
         """Compare the peer's claim with our state.

@@ -33,6 +33,7 @@ class Stock:
         self._arrivals: deque[tuple[float, int]] = deque()
         self._since: float | None = None
         self._last_block = -1
+        self._first_block: int | None = None
 
     @property
     def drawable(self) -> int:
@@ -48,6 +49,11 @@ class Stock:
     def next_block(self) -> int:
         """Blocks below this number are of no use any more."""
         return self._last_block + 1
+
+    @property
+    def first_block(self) -> int | None:
+        """Of blocks below this number no key is here, nor will be; None before the first block."""
+        return self._first_block
 
     @property
     def full(self) -> bool:
@@ -72,6 +78,7 @@ class Stock:
         keys[:] = bytes(len(keys))
         if count:
             self._last_block = block
+            self._first_block = block if self._first_block is None else self._first_block
             self._note_arrival(count, now)
             _drop_oldest(self._own, 2 * self._capacity)
             _drop_oldest(self._others, 4 * self._capacity)
@@ -101,6 +108,8 @@ class Stock:
     def void(self, before: int) -> int:
         """Wipe the unused keys of blocks below ``before``; gives how many."""
         self._last_block = max(self._last_block, before - 1)
+        if self._first_block is not None:
+            self._first_block = max(self._first_block, before)
         dropped = 0
         for keys in (self._own, self._others):
             for key_id in [k for k, (block, _material) in keys.items() if block < before]:

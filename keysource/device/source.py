@@ -6,11 +6,17 @@ connection was never in use.  While the stock is full nothing is acknowledged; t
 
 The death of the device takes nothing away from the stock.  An alarm does: until it is cleared neither end of this
 source gives keys, also none of the time before.
+
+A restarted daemon has lost its stock while the other end still has its own.  So each end claims, inside the
+authenticated handshake, from which block on it has keys (:class:`~keysource.base.Claiming`), and the other forgets
+what is older: no draw is wasted on keys that are gone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import struct
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +29,8 @@ from keysource.errors import BadAnswer, Exhausted, KeySourceError, Unavailable
 from keysource.stock import Stock
 
 _STATUS_TIMEOUT = 1.0
+_CLAIM = struct.Struct(">B16s1sQ")
+_CLAIM_VERSION = 1
 
 
 class DeviceSource:
@@ -105,6 +113,32 @@ class DeviceSource:
         key = self._usable().fetch(key_id)
         self._changed.set()
         return key
+
+    def claim(self) -> bytes:
+        """Link, end, first block of which keys are here: 26 bytes; none before the first block."""
+        stock = self._stock
+        if stock is None or stock.first_block is None:
+            return b""
+        return _CLAIM.pack(_CLAIM_VERSION, _link_hash(stock.link), stock.end.encode(), stock.first_block)
+
+    def check_claim(self, claim: bytes) -> None:
+        """Forget keys that the peer no longer has.
+
+        Raises:
+            BadAnswer: the claim has another form, or is about another link or the same end.
+        """
+        stock = self._stock
+        if stock is None:
+            raise Unavailable(self._trouble, answered=True)
+        if len(claim) != _CLAIM.size or claim[0] != _CLAIM_VERSION:
+            raise BadAnswer(f"link {stock.link}: the peer's claim about its keys has another form")
+        _version, link, end, first_block = _CLAIM.unpack(claim)
+        if link != _link_hash(stock.link):
+            raise BadAnswer(f"link {stock.link}: the peer's device belongs to another link")
+        if end != stock.end.other.encode():
+            raise BadAnswer(f'link {stock.link}: both sites have end "{stock.end}" of it')
+        stock.void(min(first_block, stock.next_block))  # never what is still to come: the peer may be ahead of us
+        self._changed.set()
 
     # What the device tells
 
@@ -194,6 +228,10 @@ class DeviceSource:
         while self._pending:
             event = self._pending.popleft()
             event.keys[:] = bytes(len(event.keys))
+
+
+def _link_hash(link: str) -> bytes:
+    return hashlib.sha256(link.encode()).digest()[:16]
 
 
 def expect(end: End | None, owner: Owner | None, origin: Origin) -> Callable[[DeviceInfo], None]:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import stat
+import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from keysource.base import End, Origin, Owner, derive_key_id
 from keysource.device.client import DeviceClient, follow
 from keysource.device.framing import Decoder, encode
 from keysource.device.messages import AlarmEvent, BlockEvent, DeviceInfo, Event, VoidEvent
-from keysource.device.server import DeviceServer
+from keysource.device.server import DeviceServer, peer_is_trusted
 from keysource.errors import BadAnswer, KeySourceError, Unauthorized, Unavailable, UnknownKeyID
 
 INFO = DeviceInfo("test device", "left-right", End.A, Owner.ALTERNATE, Origin.SIMULATED, 0)
@@ -408,3 +409,47 @@ async def test_follow_comes_back_after_the_device_died(tmp_path: Path) -> None:
         await task
     assert recorder.blocks == [0, 1, 2]
     assert all(isinstance(error, Unavailable) for error in recorder.errors)
+
+
+class _Credentials:
+    """A socket whose peer runs as ``uid``; unix(7): pid, uid, gid."""
+
+    def __init__(self, uid: int) -> None:
+        self._uid = uid
+
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        assert (level, option, size) == (socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return struct.pack("3i", 1, self._uid, 0)
+
+
+def test_only_our_own_user_and_root_are_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    trusted = [uid for uid in (0, 1, 999, 1000, 1001) if peer_is_trusted(_Credentials(uid))]  # type: ignore[arg-type]
+    assert trusted == [0, 1000]
+
+
+async def test_both_sides_ask_for_the_peers_credentials(
+    device: DeviceServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("keysource.device.client.peer_is_trusted", lambda _socket: False)
+        with pytest.raises(Unauthorized, match="another user"):
+            await DeviceClient.connect(device.path)
+    with monkeypatch.context() as patch:
+        patch.setattr("keysource.device.server.peer_is_trusted", lambda _socket: False)
+        with pytest.raises(Unavailable):
+            await DeviceClient.connect(device.path)
+    await (await DeviceClient.connect(device.path)).aclose()
+
+
+async def test_large_blocks_and_a_slow_reader(tmp_path: Path) -> None:
+    server = DeviceServer(tmp_path / "big.sock", INFO, max_keys=200_000)
+    await server.start()
+    contents = [os.urandom(32 * 60_000) for _ in range(3)]
+    for number, content in enumerate(contents):
+        server.publish(number, content)
+    client = await DeviceClient.connect(server.path)
+    await client.subscribe(0)
+    assert [event.keys for event in await take(client, 3) if isinstance(event, BlockEvent)] == contents
+    await client.aclose()
+    await server.aclose()

@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -66,6 +68,15 @@ def test_pair_is_equal_private_and_never_overwritten(tmp_path: Path) -> None:
     assert write_pair(tmp_path / "d", tmp_path / "e", 5) != link
     with pytest.raises(ValueError, match="1 to"):
         write_pair(tmp_path / "f", tmp_path / "g", 0)
+
+
+def test_as_a_program(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "keysource.file", str(tmp_path / "a"), str(tmp_path / "b"), "--keys", "3"]
+    made = subprocess.run(command, capture_output=True, text=True, check=True)
+    header = decode_untrusted((tmp_path / "b").read_bytes())
+    assert (header.link, header.count) == (made.stdout.strip(), 3)
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stderr) == (1, f"{tmp_path / 'a'}: File exists\n")
 
 
 # The source

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from keysource.base import End, Hop, Key, KeySource, Origin, Owner, SourceContext, derive_key_id
+from keysource.base import Claiming, End, Hop, Key, KeySource, Origin, Owner, SourceContext, derive_key_id
 from keysource.device.messages import DeviceInfo
 from keysource.device.server import DeviceServer
 from keysource.device.source import DeviceSource
-from keysource.errors import BadSettings, Exhausted, Unavailable, UnknownKeyID
+from keysource.errors import BadAnswer, BadSettings, Exhausted, Unavailable, UnknownKeyID
 from keysource.simulated.child import Child
 from keysource.simulated.link_file import link_toml, write_link_file
 from keysource.simulated.source import SimulatedSettings, SimulatedSource
@@ -234,6 +234,54 @@ async def test_full_stock_takes_no_more_until_a_key_is_used(device: DeviceServer
     await source.get_key("x")
     await until(lambda: device.status().blocks_held == 1)
     await source.aclose()
+
+
+async def test_peer_that_lost_its_stock_costs_no_key(device: DeviceServer, tmp_path: Path) -> None:
+    other_device = DeviceServer(tmp_path / "b.sock", info(end=End.B))
+    await other_device.start()
+    for block in range(3):
+        keys = os.urandom(4 * 32)
+        device.publish(block, keys)
+        other_device.publish(block, keys)
+    a, b = DeviceSource(device.path), DeviceSource(other_device.path)
+    await a.start()
+    await b.start()
+    assert a.claim() == b""
+    await until(lambda: all(s._stock and s._stock.next_block == 3 for s in (a, b)))
+    await b.aclose()
+    restarted = DeviceSource(other_device.path)
+    await restarted.start()
+    keys = os.urandom(4 * 32)
+    device.publish(5, keys)
+    other_device.publish(5, keys)
+    await until(lambda: restarted.claim() and a._stock and a._stock.next_block == 6)
+    a.check_claim(restarted.claim())
+    restarted.check_claim(a.claim())
+    assert isinstance(a, Claiming)
+    drawn_by_a = await a.get_key("x")
+    assert drawn_by_a.key_id == derive_key_id("l", 5, 0)
+    assert await restarted.get_key_with_id("x", drawn_by_a.key_id) == drawn_by_a
+    for source in (a, restarted):
+        await source.aclose()
+    await other_device.aclose()
+
+
+async def test_claim_never_voids_what_is_still_to_come(device: DeviceServer) -> None:
+    a = DeviceSource(device.path)
+    await a.start()
+    with pytest.raises(Unavailable):
+        a.check_claim(bytes(26))
+    device.publish(0, os.urandom(4 * 32))
+    await drawn(a)
+    lie = a.claim()[:17] + b"b" + b"\xff" * 8
+    a.check_claim(lie)
+    device.publish(1, os.urandom(4 * 32))
+    assert (await drawn(a)).key_id == derive_key_id("l", 1, 0)
+    with pytest.raises(BadAnswer, match='both sites have end "a"'):
+        a.check_claim(a.claim())
+    with pytest.raises(BadAnswer, match="another link"):
+        a.check_claim(b"\x01" + bytes(16) + b"b" + bytes(8))
+    await a.aclose()
 
 
 async def test_close_wipes_what_was_pending_too(device: DeviceServer) -> None:
