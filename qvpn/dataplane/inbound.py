@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from qvpn.dataplane.hooks import PlaneHooks
 from qvpn.dataplane.peers import Peer, PeerTable
+from qvpn.dataplane.runs import Run, RunJoiner, split_runs
 from qvpn.netio import offload
 from qvpn.netio.base import VNET_HEADER, Address, Received, Tun
 from qvpn.tunnel import ip
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.epoch import Epoch
 from qvpn.tunnel.records import CONTROL_BIT, Refused, split_header
-from qvpn.tunnel.replay import BLOCK
+from qvpn.tunnel.replay import BLOCK, INDEX_BITS
 
 HANDSHAKE_TYPES = range(1, 7)
 OUT_BYTES = 1 << 17
@@ -29,69 +30,137 @@ class Inbound:
         self._table = table
         self._tun = tun
         self._hooks = hooks
+        self._joiner = RunJoiner(table, tun)
         self._out = memoryview(bytearray(OUT_BYTES))
         self._position = 0
         self._packets: list[memoryview] = []
         self._receiver: Peer | None = None
 
     def process(self, received: Received, now: float) -> None:
-        """Handle every datagram of one receive."""
-        buffer, segment = received.buffer, received.segment
-        if not segment:
+        """Handle every datagram of one receive.  A superpacket may stay pending until :meth:`flush`."""
+        if not received.segment:
             self._table.drops.count(DropReason.TRUNCATED)
             return
-        for start in range(0, received.length, segment):
-            datagram = buffer[start : min(start + segment, received.length)]
-            if datagram[0] in HANDSHAKE_TYPES:
-                self._hooks.on_handshake(bytes(datagram), received.address)
+        for start, count in split_runs(received.buffer, received.length, received.segment):
+            end = min(start + count * received.segment, received.length)
+            records = received.buffer[start:end]
+            if records[0] in HANDSHAKE_TYPES:
+                for cut in range(start, end, received.segment):
+                    datagram = received.buffer[cut : min(cut + received.segment, end)]
+                    self._hooks.on_handshake(bytes(datagram), received.address)
             else:
-                self._record(datagram, received.address, now)
-        self._flush()
+                self._records(records, received.segment, count, received.address, now)
+        self._flush_packets()
+        self._position = 0
 
-    def _record(self, datagram: memoryview, address: Address, now: float) -> None:
+    def flush(self) -> None:
+        """Nothing more waits: write what is still pending."""
+        self._joiner.flush()
+
+    def _records(self, records: memoryview, segment: int, count: int, address: Address, now: float) -> None:
+        """A run of records: find the epoch that their index names."""
         try:
-            index, counter = split_header(datagram)
+            index, counter = split_header(records)
         except Refused as refused:
-            self._table.drops.count(refused.reason)
+            self._table.drops.count(refused.reason, count)
             return
         found = self._table.by_index.get(index)
         if found is None:
-            self._table.drops.count(DropReason.UNKNOWN_INDEX)
+            self._table.drops.count(DropReason.UNKNOWN_INDEX, count)
             return
         peer, epoch = found
         if now >= epoch.ends:
-            peer.drops.count(DropReason.EXPIRED)
+            peer.drops.count(DropReason.EXPIRED, count)
             self._table.expire(peer, now)
             return
-        start = self._position
-        try:
-            length = epoch.opener.open(counter, datagram, self._out[start:])
-        except Refused as refused:
-            peer.drops.count(refused.reason)
+        if counter & CONTROL_BIT:
+            self._control(peer, epoch, counter, records, address, now)
         else:
-            self._opened(peer, epoch, counter, self._out[start : start + length], address, now)
+            self._data(peer, epoch, counter, records, segment, address, now)
         if not epoch.erased and epoch.wants_rekey() and not epoch.limit_reported:
             epoch.limit_reported = True
             self._hooks.on_limit(peer.name, epoch.receive_index)
 
-    def _opened(
-        self, peer: Peer, epoch: Epoch, counter: int, plaintext: memoryview, address: Address, now: float
+    def _control(
+        self, peer: Peer, epoch: Epoch, counter: int, record: memoryview, address: Address, now: float
     ) -> None:
-        """The tag verified.  State first, hooks after it: a hook may erase the epoch."""
+        out = self._out[self._position :]
+        try:
+            length = epoch.opener.open(counter, record, out)
+        except Refused as refused:
+            peer.drops.count(refused.reason)
+            return
+        payload = bytes(out[:length])
+        self._verified(peer, epoch, counter, 1, address, now)
+        self._hooks.on_control(peer.name, epoch.receive_index, payload, address)
+
+    def _data(
+        self, peer: Peer, epoch: Epoch, counter: int, records: memoryview, segment: int, address: Address, now: float
+    ) -> None:
+        """A run of data records.
+
+        They are opened together where they are a superpacket.  If that fails the rest is opened one by one, so a
+        forged datagram costs itself and at most one more AEAD call for each of its neighbours.
+        """
+        opened, highest = 0, -1
+        together = True
+        while records:
+            done, good = self._some(peer, epoch, counter, records if together else records[:segment], segment)
+            together = together and (done > 1 or not good)
+            opened += good
+            if good:
+                highest = counter + done - 1
+            counter += done
+            records = records[done * segment :]
+        if opened:
+            self._verified(peer, epoch, highest, opened, address, now)
+
+    def _some(self, peer: Peer, epoch: Epoch, counter: int, records: memoryview, segment: int) -> tuple[int, int]:
+        """Handle the first record, and all with it if they are a superpacket: (how many, how many verified)."""
+        out = self._out[self._position :]
+        first = records[:segment]
+        try:
+            length = epoch.opener.decipher(counter, first, out)
+        except Refused as refused:
+            peer.drops.count(refused.reason)
+            return 1, 0
+        plaintext = out[:length]
+        if length > VNET_HEADER and plaintext[1] != offload.GSO_NONE:
+            count = -(-len(records) // segment)
+            if count > 1 and self._join(Run(peer, epoch, counter, records, segment, count, plaintext)):
+                return count, count
+            if self._join(Run(peer, epoch, counter, first, segment, 1, plaintext)):
+                return 1, 1
+        epoch.opener.data.mark(counter)
+        self._unpack(peer, plaintext)
+        return 1, 1
+
+    def _join(self, run: Run) -> bool:
+        """Put chunks where they belong and mark them; False, and nothing done, if they are no good run."""
+        opener = run.epoch.opener
+        block, mask = run.counter >> INDEX_BITS, ((1 << run.count) - 1) << (run.counter & (BLOCK - 1))
+        if not opener.data.run_fresh(block, mask) or not opener.spend(run.count - 1):
+            return False
+        self._flush_packets()
+        if not self._joiner.add(run):
+            return False
+        opener.data.mark_run(block, mask, run.count)
+        self._joiner.finish()
+        return True
+
+    def _verified(self, peer: Peer, epoch: Epoch, counter: int, records: int, address: Address, now: float) -> None:
+        """Tags verified, the last with this counter.  State first, hooks after it: a hook may erase the epoch."""
         peer.last_received = now
-        peer.received_records += 1
+        peer.received_records += records
         newest = epoch.opener.window(counter).highest == counter & (CONTROL_BIT - 1)
-        if not counter & CONTROL_BIT:
-            self._unpack(peer, counter & (BLOCK - 1), plaintext)
         if peer.epochs.received(epoch, now):
             self._hooks.on_first_record(peer.name, epoch.receive_index)
         if newest and peer.should_report(address, now):
             self._hooks.on_new_address(peer.name, epoch.receive_index, address)
-        if counter & CONTROL_BIT:
-            self._hooks.on_control(peer.name, epoch.receive_index, bytes(plaintext), address)
 
-    def _unpack(self, peer: Peer, place: int, plaintext: memoryview) -> None:
+    def _unpack(self, peer: Peer, plaintext: memoryview) -> None:
         """Take the packets out of one verified data record; from here on its region of the buffer is in use."""
+        self._joiner.flush()
         if peer is not self._receiver:
             self._flush_packets()
             self._receiver = peer
@@ -100,8 +169,8 @@ class Inbound:
             peer.drops.count(DropReason.MALFORMED)
         elif plaintext[1] == offload.GSO_NONE:
             self._unpack_plain(peer, plaintext)
-        else:
-            self._unpack_chunk(peer, place, plaintext)
+        else:  # a chunk that the joiner did not take
+            peer.drops.count(DropReason.MALFORMED)
 
     def _unpack_plain(self, peer: Peer, plaintext: memoryview) -> None:
         """One or more [virtio header + IP packet], back to back."""
@@ -115,24 +184,11 @@ class Inbound:
             self._pass_on(peer, plaintext[position : inner + length])
             position = inner + length
 
-    def _unpack_chunk(self, peer: Peer, place: int, plaintext: memoryview) -> None:
-        """One chunk of a superpacket becomes a packet of its own."""
-        packet = offload.parse_superpacket(plaintext, 0, len(plaintext))
-        if packet is None or not offload.chunk_fits(packet, place, len(plaintext)):
-            peer.drops.count(DropReason.MALFORMED)
-            return
-        offload.settle(plaintext, 0, packet, place, len(plaintext) - packet.header)
-        self._pass_on(peer, plaintext)
-
     def _pass_on(self, peer: Peer, packet: memoryview) -> None:
         if self._table.allowed.lookup(ip.source(packet, VNET_HEADER)) is peer:
             self._packets.append(packet)
         else:
             peer.drops.count(DropReason.WRONG_SOURCE)
-
-    def _flush(self) -> None:
-        self._flush_packets()
-        self._position = 0
 
     def _flush_packets(self) -> None:
         peer, packets = self._receiver, self._packets

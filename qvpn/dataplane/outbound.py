@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qvpn.dataplane.chunks import ChunkSealer, blocks
 from qvpn.dataplane.hooks import PlaneHooks
 from qvpn.dataplane.peers import Peer, PeerTable
+from qvpn.netio import offload
 from qvpn.netio.base import MAX_READ, VNET_HEADER, Bind, Tun
+from qvpn.netio.offload import Superpacket
 from qvpn.tunnel import ip
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.epoch import Epoch
@@ -21,7 +24,12 @@ from qvpn.tunnel.replay import BLOCK
 READ_LIMIT = 256
 """Packets per callback: then the other direction has its turn."""
 
+SUPERPACKETS = 8
+"""Superpackets per callback, likewise."""
+
 ARENA_BYTES = 4 * MAX_READ
+OUT_BYTES = ARENA_BYTES + BLOCK * OVERHEAD
+"""Records of one block: its plaintexts stand in the arena; chunks repeat a header of at most ``MAX_HEADER``."""
 
 
 @dataclass(slots=True)
@@ -50,23 +58,43 @@ class Outbound:
         self._bind = bind
         self._hooks = hooks
         self._arena = memoryview(bytearray(ARENA_BYTES))
-        self._out = memoryview(bytearray(ARENA_BYTES + BLOCK * OVERHEAD))
+        self._out = memoryview(bytearray(OUT_BYTES))
+        self._chunks = ChunkSealer(self._arena, self._out)
 
     def pump(self, now: float) -> int:
-        """Handle one batch of packets; returns how many there were."""
-        batch = self._tun.read_batch(self._arena, READ_LIMIT)
+        """Handle what waits, up to the budget; returns how many packets there were."""
+        total = 0
+        for _ in range(SUPERPACKETS):
+            count, more = self._pump_once(READ_LIMIT - total, now)
+            total += count
+            if not more or total >= READ_LIMIT:
+                break
+        return total
+
+    def _pump_once(self, limit: int, now: float) -> tuple[int, bool]:
+        """One batch of reads, of which only the last can be a superpacket; True if there may be more."""
+        arena = self._arena
+        batch = self._tun.read_batch(arena, limit)
+        if not batch:
+            return 0, False
         loads: dict[Peer, _Load] = {}
-        for start, length in batch:
-            self._route(loads, start, start + length)
+        last, length = batch[-1]
+        big = arena[last + 1] != offload.GSO_NONE
+        for start, size in batch[:-1] if big else batch:
+            self._route(loads, start, start + size)
         for load in loads.values():
             self._send(load, now)
-        return len(batch)
+        if big:
+            if last:
+                arena[:length] = arena[last : last + length]
+            self._send_superpacket(length, now)
+        return len(batch), big
 
     def _route(self, loads: dict[Peer, _Load], start: int, end: int) -> None:
         """Pick the peer by destination, and join the packet to the one before it where both fit."""
         arena = self._arena
         inner = start + VNET_HEADER
-        if arena[start + 1] or ip.packet_length(arena, inner, end) != end - inner:
+        if ip.packet_length(arena, inner, end) != end - inner:
             self._table.drops.count(DropReason.MALFORMED)
             return
         peer = self._table.allowed.lookup(ip.destination(arena, inner))
@@ -111,6 +139,67 @@ class Outbound:
             self._account(peer, plaintexts[first : first + count], sent, now)
             position += size
             first += count
+
+    def _send_superpacket(self, length: int, now: float) -> None:
+        """Send the superpacket at the start of the arena as chunks."""
+        packet = offload.parse_superpacket(self._arena, 0, length)
+        if packet is None or packet.header + packet.payload != length:
+            self._table.drops.count(DropReason.MALFORMED)
+            return
+        peer = self._table.allowed.lookup(ip.destination(self._arena, VNET_HEADER))
+        if peer is None:
+            self._table.drops.count(DropReason.NO_ROUTE, packet.chunks)
+            return
+        epoch = self._table.sending(peer, now)
+        if epoch is None or peer.endpoint is None:
+            peer.drops.count(DropReason.NO_KEY if epoch is None else DropReason.NO_ENDPOINT, packet.chunks)
+            return
+        fitting = self._fit(peer, packet)
+        if fitting is None:
+            peer.drops.count(DropReason.TOO_BIG, packet.chunks)
+            return
+        if fitting.chunks <= BLOCK:
+            self._send_chunks(peer, epoch, fitting, now)
+        else:
+            self._send_blocks(peer, epoch, fitting, now)
+        self._check_limit(peer, epoch)
+
+    def _fit(self, peer: Peer, packet: Superpacket) -> Superpacket | None:
+        """The superpacket as the path can carry it: TCP may be cut smaller, UDP's datagrams may not."""
+        room = peer.max_plaintext - packet.header
+        if min(packet.segment, packet.payload) <= room:
+            return packet
+        if packet.protocol != ip.TCP or room < 1:
+            return None
+        return offload.narrow(self._arena, 0, packet, room)
+
+    def _send_chunks(self, peer: Peer, epoch: Epoch, packet: Superpacket, now: float) -> None:
+        chunks = packet.chunks
+        try:
+            records, segment = self._chunks.seal(epoch.sealer, packet)
+        except Refused as refused:
+            peer.drops.count(refused.reason, chunks)
+            return
+        sent = self._send_run(peer, records, segment)
+        if sent:
+            payload = min(sent * packet.segment, packet.payload)
+            peer.count_sent(sent, sent, payload + sent * packet.header, now)
+        if sent < chunks:
+            peer.drops.count(DropReason.SEND_FAILED, chunks - sent)
+            peer.measure_path(self._bind)
+
+    def _send_blocks(self, peer: Peer, epoch: Epoch, packet: Superpacket, now: float) -> None:
+        """More than 64 chunks: several superpackets, each moved to the start of the arena."""
+        arena = self._arena
+        step = BLOCK * packet.segment
+        for number, (part, head) in enumerate(blocks(arena, packet)):
+            start = packet.header + number * step
+            arena[packet.header : packet.header + part.payload] = arena[start : start + part.payload]
+            arena[: packet.header] = head
+            if part.chunks > 1:
+                self._send_chunks(peer, epoch, part, now)
+            else:
+                self._send_block(peer, epoch, [_Plaintext(0, packet.header + part.payload)], now)
 
     def _send_run(self, peer: Peer, run: memoryview, segment: int) -> int:
         endpoint = peer.endpoint

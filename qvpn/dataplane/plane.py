@@ -191,6 +191,7 @@ class Plane:
         now = self._clock()
         for each in received:
             self._inbound.process(each, now)
+        self._inbound.flush()
 
     def _watch(self) -> None:
         """Watch exactly the descriptors that are open now."""

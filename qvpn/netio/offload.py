@@ -14,7 +14,7 @@ have given, and the transport checksum is left to the kernel (``NEEDS_CSUM`` wit
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qvpn.tunnel import ip
 
@@ -22,6 +22,9 @@ VIRTIO = struct.Struct("<BBHHHH")
 """flags, gso_type, hdr_len, gso_size, csum_start, csum_offset."""
 
 LENGTH = VIRTIO.size
+MAX_HEADER = 512
+"""Longest header of a superpacket: 130 bytes with all options of IPv4 and TCP, and room for IPv6 extensions."""
+
 NEEDS_CSUM = 1
 DATA_VALID = 2
 GSO_NONE = 0
@@ -87,9 +90,10 @@ def parse_superpacket(data: memoryview, start: int, end: int) -> Superpacket | N
         return None
     size = _transport_length(data, inner + offset, end, protocol)
     payload = total - offset - size
-    if not size or payload <= 0 or inner + offset + size > end:
+    header = LENGTH + offset + size
+    if not size or payload <= 0 or header > min(MAX_HEADER, end - start):
         return None
-    return Superpacket(LENGTH + offset + size, segment, payload, LENGTH + offset, protocol)
+    return Superpacket(header, segment, payload, LENGTH + offset, protocol)
 
 
 def chunk_fits(packet: Superpacket, place: int, length: int) -> bool:
@@ -121,7 +125,18 @@ def settle(data: memoryview, start: int, packet: Superpacket, place: int, payloa
         data[start + 4 : start + 6] = b"\0\0"
     elif place:
         data[start + 1] &= ~GSO_ECN & 0xFF
+    set_header_length(data, start, packet)
+
+
+def set_header_length(data: memoryview, start: int, packet: Superpacket) -> None:
+    """``hdr_len`` is a hint how much the kernel should copy; the peer's may be anything, so it gets ours."""
     struct.pack_into("<H", data, start + 2, packet.header - LENGTH)
+
+
+def narrow(data: memoryview, start: int, packet: Superpacket, segment: int) -> Superpacket:
+    """Have a TCP superpacket cut into smaller segments, for a path narrower than its sender knew."""
+    struct.pack_into("<H", data, start + 4, segment)
+    return replace(packet, segment=segment)
 
 
 def _claimed_length(data: memoryview, inner: int, end: int) -> int:

@@ -28,9 +28,11 @@ _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
 
 _F_CSUM, _F_TSO4, _F_TSO6, _F_TSO_ECN, _F_USO4, _F_USO6 = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
 _TCP_OFFLOADS = _F_CSUM | _F_TSO4 | _F_TSO6 | _F_TSO_ECN
-PLAIN = (0,)
 OFFLOADS = (_TCP_OFFLOADS | _F_USO4 | _F_USO6, _TCP_OFFLOADS, _F_CSUM, 0)
 """What to ask for, best first: UDP segmentation came with Linux 6.2, and some kernels allow none at all."""
+
+PLAIN = (0,)
+"""Only single packets with finished checksums."""
 
 Opener = Callable[[str, int], int]
 """``open(path, flags) -> descriptor``, as :func:`os.open`."""
@@ -39,7 +41,7 @@ Opener = Callable[[str, int], int]
 class TunDevice:
     """One TUN.  After it is open, no error of the kernel is raised: reads end, writes are counted."""
 
-    def __init__(self, descriptor: int, *, offloads: Sequence[int] = PLAIN) -> None:
+    def __init__(self, descriptor: int, *, offloads: Sequence[int] = OFFLOADS) -> None:
         """Take over an open ``/dev/net/tun`` that already has its name.  Raises :class:`TunError`."""
         self._descriptor = descriptor
         self._errors: Counter[str] = Counter()
@@ -57,7 +59,7 @@ class TunDevice:
             raise TunError(f"the TUN device cannot be set up: {reason(error)}") from None
 
     @classmethod
-    def open(cls, name: str, *, opener: Opener = os.open, offloads: Sequence[int] = PLAIN) -> TunDevice:
+    def open(cls, name: str, *, opener: Opener = os.open, offloads: Sequence[int] = OFFLOADS) -> TunDevice:
         """Make (or attach to) the interface ``name``, which may end in ``%d``.  Raises :class:`TunError`."""
         if not 0 < len(name.encode()) <= NAME_BYTES:
             raise TunError(f"interface name {name!r} must have 1 to {NAME_BYTES} bytes")

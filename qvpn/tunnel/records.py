@@ -39,6 +39,7 @@ PREFIX = bytes((RECORD_TYPE, WIRE_VERSION, 0, 0))
 
 _U32 = struct.Struct(">I")
 _HEADER = struct.Struct("<4s4sQ")
+_SEALED_HEADER = struct.Struct("<8sQ")
 _AEAD: dict[Cipher, type[AESGCM] | type[ChaCha20Poly1305]] = {
     Cipher.AES_256_GCM: AESGCM,
     Cipher.CHACHA20_POLY1305: ChaCha20Poly1305,
@@ -88,12 +89,14 @@ def split_header(datagram: memoryview) -> tuple[bytes, int]:
 class Sealer:
     """The sending half of one epoch.  Never uses a counter twice; refuses when the limit is reached."""
 
-    __slots__ = ("_control_counter", "_encrypt", "_index", "_limits", "block", "calls")
+    __slots__ = ("_control_counter", "_limits", "block", "calls", "encrypt", "head")
 
     def __init__(self, cipher: Cipher, key: bytes, index: int, limits: Limits = LIMITS) -> None:
         """``index`` is the receive index that the peer chose."""
-        self._encrypt = _AEAD[cipher](key).encrypt_into
-        self._index = index_bytes(index)
+        self.encrypt = _AEAD[cipher](key).encrypt_into
+        """``encrypt(nonce, plaintext, None, out)``; only with counters from :meth:`take_block`, each once."""
+        self.head = PREFIX + index_bytes(index)
+        """The first eight bytes of every record."""
         self._limits = limits
         self._control_counter = 0
         self.block = 0
@@ -108,9 +111,7 @@ class Sealer:
         """
         if len(plaintexts) > BLOCK:
             raise ValueError(f"a batch has at most {BLOCK} records, not {len(plaintexts)}")
-        self._spend(len(plaintexts))
-        counter = self.block << INDEX_BITS
-        self.block += 1
+        counter = self.take_block(len(plaintexts))
         lengths, position = [], 0
         for plaintext in plaintexts:
             length = OVERHEAD + len(plaintext)
@@ -119,6 +120,13 @@ class Sealer:
             position += length
             counter += 1
         return lengths
+
+    def take_block(self, calls: int) -> int:
+        """The first of up to 64 counters that nobody else gets.  Raises :class:`Refused` with ``limit``."""
+        self._spend(calls)
+        counter = self.block << INDEX_BITS
+        self.block += 1
+        return counter
 
     def seal_control(self, payload: bytes) -> bytes:
         """One control record.  Raises :class:`Refused` with ``limit``."""
@@ -139,17 +147,18 @@ class Sealer:
         self.calls += calls
 
     def _seal(self, counter: int, plaintext: memoryview | bytes, record: memoryview) -> None:
-        _HEADER.pack_into(record, 0, PREFIX, self._index, counter)
-        self._encrypt(record[4:HEADER], plaintext, None, record[HEADER:])
+        _SEALED_HEADER.pack_into(record, 0, self.head, counter)
+        self.encrypt(record[4:HEADER], plaintext, None, record[HEADER:])
 
 
 class Opener:
     """The receiving half of one epoch: replay windows, tag, count of calls."""
 
-    __slots__ = ("_decrypt", "_limits", "calls", "control", "data")
+    __slots__ = ("_limits", "calls", "control", "data", "decrypt")
 
     def __init__(self, cipher: Cipher, key: bytes, limits: Limits = LIMITS) -> None:
-        self._decrypt = _AEAD[cipher](key).decrypt_into
+        self.decrypt = _AEAD[cipher](key).decrypt_into
+        """``decrypt(nonce, ciphertext, None, out)``; only after :meth:`spend`, and the caller keeps the window."""
         self._limits = limits
         self.data = ReplayWindow()
         self.control = ReplayWindow()
@@ -161,20 +170,29 @@ class Opener:
         Raises :class:`Refused` with ``replay``, ``limit`` or ``authentication``.  After the last, what stands in
         ``out`` is garbage that the forger chose part of: it must be overwritten or thrown away, never passed on.
         """
-        window = self.window(counter)
-        place = counter & (CONTROL_BIT - 1)
-        if not window.fresh(place):
+        length = self.decipher(counter, datagram, out)
+        self.window(counter).mark(counter & (CONTROL_BIT - 1))
+        return length
+
+    def decipher(self, counter: int, datagram: memoryview, out: memoryview) -> int:
+        """As :meth:`open`, but the counter is left for the caller to mark."""
+        if not self.window(counter).fresh(counter & (CONTROL_BIT - 1)):
             raise Refused(DropReason.REPLAY)
-        if self.calls >= self._limits.stop:
+        if not self.spend(1):
             raise Refused(DropReason.LIMIT)
-        self.calls += 1
         length = len(datagram) - OVERHEAD
         try:
-            self._decrypt(datagram[4:HEADER], datagram[HEADER:], None, out[:length])
+            self.decrypt(datagram[4:HEADER], datagram[HEADER:], None, out[:length])
         except InvalidTag:
             raise Refused(DropReason.AUTHENTICATION) from None
-        window.mark(place)
         return length
+
+    def spend(self, calls: int) -> bool:
+        """Count AEAD calls about to be made; False, and nothing counted, if that is beyond the limit."""
+        if self.calls + calls > self._limits.stop:
+            return False
+        self.calls += calls
+        return True
 
     def window(self, counter: int) -> ReplayWindow:
         """The window this counter belongs to, by its control bit."""
