@@ -133,13 +133,17 @@ class Daemon:
             self._plane,
             self._clock,
             self._log.bind(peer=peer.name),
-            heard=lambda: self._plane.stats(peer.name).last_received,
+            traffic=lambda: self._traffic(peer.name),
             moved=lambda address: self._gate.set_endpoint(peer.name, address),
         )
         agent.feed = feed
         self.agents[peer.name] = agent
         if peer.endpoint is not None and peer.endpoint.ip is not None:
             agent.set_endpoint(literal(peer.endpoint))
+
+    def _traffic(self, peer: str) -> tuple[float | None, float | None]:
+        stats = self._plane.stats(peer)
+        return stats.last_received, stats.last_sent
 
     def _make_feed(self, peer: Peer) -> KeyFeed | None:
         if peer.key_source is None or peer.policy is Policy.PQC_ONLY:

@@ -126,8 +126,7 @@ def _open(site: SiteFiles, sources: dict[str, KeySource], stack: ExitStack) -> t
     routes = [network for peer in config.peer for network in peer.allowed_ips]
     privileged.configure_tun(tun.name, config.tunnel.addresses, _mtu(config, bind), routes)
     control = privileged.control_socket(state / "control.sock")
-    # Leaves first, when everything else is closed: "qvpn down" waits for that.
-    stack.callback(control.close)
+    stack.callback(privileged.remove_socket, control, state / "control.sock")
     entry = privileged.RunEntry(config.site.name, state / "control.sock")
     stack.callback(entry.remove)
     with contextlib.suppress(OSError):

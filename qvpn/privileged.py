@@ -187,16 +187,30 @@ class RunEntry:
     """This daemon's line in the run folder: ``NAME.sock``, a link to the control socket."""
 
     def __init__(self, site: str, target: Path) -> None:
+        self._site = site
         self._link = run_folder() / f"{site}.sock"
         self._target = target
 
     def publish(self) -> None:
         """Best effort: without it ``qvpn status FILE`` still works.  Raises OSError."""
         self._link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._taken():
+            self._link = self._link.with_name(f"{self._site}.{os.getpid()}.sock")
         new = self._link.with_suffix(f".{os.getpid()}")
         new.unlink(missing_ok=True)
         new.symlink_to(self._target.resolve())
         new.rename(self._link)
+
+    def _taken(self) -> bool:
+        """Another living daemon has a site of this name (another network namespace, say)."""
+        try:
+            other = self._link.readlink()
+            if other == self._target.resolve():
+                return False
+            connect_control(other, 1.0).close()
+        except OSError:
+            return False
+        return True
 
     def remove(self) -> None:
         """Take the line away if it is still ours."""
@@ -240,6 +254,13 @@ def control_socket(path: Path) -> socket.socket:
         listener.close()
         raise PrivilegedError(f"{path}: the control socket cannot be made: {_reason(error)}") from None
     return listener
+
+
+def remove_socket(listener: socket.socket, path: Path) -> None:
+    """Close a control socket and take its name away: ``qvpn down`` waits for that."""
+    listener.close()
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def connect_control(path: Path, timeout: float) -> socket.socket:

@@ -49,7 +49,7 @@ def _epoch_view(agent: PeerAgent, traffic: PeerTraffic, now: float) -> EpochView
     if current is None:
         return None
     origin, key_id = _key_of(agent.record, current)
-    next_rekey = agent.machine.next_rekey()
+    next_rekey = agent.machine.snapshot(now).next_rekey
     return EpochView(
         number=current.number,
         state=current.state.value,

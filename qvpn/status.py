@@ -122,7 +122,7 @@ def _value(value: object) -> object:
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, float):
-        return round(value, 3)
+        return round(value, 6)
     return value
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
-from qvpn.config.units import HostPort
+from qvpn.config.schema import default_hard_end
+from qvpn.config.units import HostPort, parse_duration, show_duration
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ endpoint = "{endpoint}"
 allowed_ips = [{allowed}]
 policy = "require-qkd"          # prefer-qkd | pqc-only
 rekey = "{rekey}"
-# hard_end = "{hard_end}"             # default 3 x rekey: then the keys are erased, whatever happens
+# hard_end = "{hard_end}"             # then the keys are erased, whatever happens
 key_source = "{source}"
 {more}"""
 
@@ -95,7 +96,7 @@ def render(site: SiteFacts, peer: SiteFacts, pair: PairFacts) -> str:
             endpoint=peer.endpoint,
             allowed=", ".join(_toml(network) for network in (f"{peer.inner}/32", *peer.networks)),
             rekey=pair.rekey,
-            hard_end=_three_times(pair.rekey),
+            hard_end=_hard_end(pair.rekey),
             source=source,
             more=_peer_more(peer, pair),
         )
@@ -107,10 +108,8 @@ def _peer_more(peer: SiteFacts, pair: PairFacts) -> str:
     return sae + (_SIMULATED if pair.allow_simulated and pair.kind != "file" else "")
 
 
-def _three_times(duration: str) -> str:
-    from qvpn.config.units import parse_duration, show_duration
-
-    return show_duration(3 * parse_duration(duration))
+def _hard_end(rekey: str) -> str:
+    return show_duration(default_hard_end(parse_duration(rekey)))
 
 
 def _toml(value: object) -> str:

@@ -61,6 +61,16 @@ class OnAlarm(enum.StrEnum):
     BLOCK_NOW = "block-now"
 
 
+def least_hard_end(rekey: float) -> float:
+    """A rekey that fails needs time for a second try before the keys are erased.  Seconds."""
+    return 2 * rekey + 3
+
+
+def default_hard_end(rekey: float) -> float:
+    """Three rekeys; below 3 s that would be less than the least."""
+    return max(3 * rekey, least_hard_end(rekey))
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, hide_input_in_errors=True, arbitrary_types_allowed=True, strict=True
@@ -176,7 +186,7 @@ class Peer(_Table):
     @property
     def end(self) -> float:
         """Seconds after which an epoch's keys are erased, whatever happens."""
-        return 3 * self.rekey if self.hard_end is None else self.hard_end
+        return default_hard_end(self.rekey) if self.hard_end is None else self.hard_end
 
     @field_validator("public_key")
     @classmethod
@@ -224,7 +234,7 @@ class Peer(_Table):
 
     @model_validator(mode="after")
     def _times(self) -> Peer:
-        least = 2 * self.rekey + 3
+        least = least_hard_end(self.rekey)
         if self.end < least:
             raise ValueError(
                 f"hard_end: {show_duration(self.end)} is too early for rekey = {show_duration(self.rekey)}: "

@@ -22,12 +22,16 @@ from qvpn.handshake.parameters import KeyFault, KeyMaterial
 from qvpn.netio.base import Address
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.keys import EpochKeys
+from qvpn.wire.messages import MessageType
 
-PROBE, PROBE_REPLY = 0x05, 0x06
+KEEPALIVE, PROBE, PROBE_REPLY = 0x04, 0x05, 0x06
 _PROBE_BYTES = 8
 _PROBES = 4
 """Addresses that are being probed at a time; the oldest gives way."""
 PROBE_LIFE = 5.0
+_NO_FAULT = frozenset({events.Failure.YIELDED, events.Failure.STOPPED})
+"""Attempts end so when both sides start at once, and when one stops in order."""
+
 LATE = 60.0
 """Longest sleep of the timer: the clock that counts is CLOCK_BOOTTIME, and the loop's stands still in a suspend."""
 
@@ -63,11 +67,14 @@ class PeerAgent:
         clock: Callable[[], float],
         log: Any,
         *,
-        heard: Callable[[], float | None],
+        traffic: Callable[[], tuple[float | None, float | None]],
         moved: Callable[[Address], None] = lambda address: None,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        """``heard()``: when the peer's last record verified.  ``moved(address)`` is told each new endpoint."""
+        """``traffic()``: when the newest record of the peer verified, and when the newest to it left.
+
+        ``moved(address)`` is told each new endpoint.
+        """
         self.peer = peer
         self.machine = machine
         self.record = PeerRecord()
@@ -76,13 +83,14 @@ class PeerAgent:
         self._plane = plane
         self._clock = clock
         self.log = log
-        self._heard = heard
+        self._traffic = traffic
         self._moved = moved
         self._random = random
         self._probes: dict[Address, tuple[bytes, int, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._pumping = False
         self._stopped = False
+        self._kept_alive = 0.0
         self._actions: dict[type, Callable[[Any], None]] = {
             events.SendCold: self._send_cold,
             events.SendInner: self._send_inner,
@@ -144,7 +152,7 @@ class PeerAgent:
 
     # what the packet path reports
 
-    def received(self, message_type: int, message: bytes, carrier: Carrier) -> DropReason | None:
+    def received(self, message_type: MessageType, message: bytes, carrier: Carrier) -> DropReason | None:
         """A whole handshake message from outside; the result says why it was dropped, if it was."""
         self._tell_claim()
         dropped = self.machine.receive(message_type, message, carrier, self._clock())
@@ -219,7 +227,9 @@ class PeerAgent:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        due = self.machine.next_timer()
+        due = min(
+            (time for time in (self.machine.next_timer(), self._keepalive_due()) if time is not None), default=None
+        )
         if due is None or self._stopped:
             return
         delay = min(max(0.0, due - self._clock()), LATE)
@@ -227,10 +237,23 @@ class PeerAgent:
 
     def _on_timer(self) -> None:
         self._timer = None
-        if (heard := self._heard()) is not None:
+        heard, said = self._traffic()
+        if heard is not None:
             self.machine.heard(heard)
+        if said is not None:
+            self.machine.said(said)
         self.machine.handle_timer(self._clock())
+        due = self._keepalive_due()
+        if due is not None and self._clock() >= due:
+            self._kept_alive = self._clock()
+            self._plane.send_control(self.peer.name, bytes([KEEPALIVE]))
         self.pump()
+
+    def _keepalive_due(self) -> float | None:
+        """When ``keepalive`` of the configuration wants a record; the machine's own keepalive goes on beside it."""
+        if self.peer.keepalive is None or not self.machine.live(self._clock()):
+            return None
+        return max(self._kept_alive, self._traffic()[1] or 0.0) + self.peer.keepalive
 
     def _send_cold(self, event: events.SendCold) -> None:
         target = event.address if isinstance(event.address, Address) else self.endpoint
@@ -264,8 +287,12 @@ class PeerAgent:
         self.log.info("epoch confirmed", **fields)
 
     def _failed(self, event: events.AttemptFailed) -> None:
+        fields = {"failure": event.failure.value, "detail": event.detail, "role": event.role.value}
+        if event.failure in _NO_FAULT:
+            self.log.info("handshake ended", **fields)
+            return
         self.record.failed(event)
-        self.log.warning("handshake failed", failure=event.failure.value, detail=event.detail, role=event.role.value)
+        self.log.warning("handshake failed", **fields)
 
     def _alarm(self, event: events.Alarm) -> None:
         self.record.alarm(f"{event.kind}: {event.detail}")

@@ -208,11 +208,6 @@ WORDS = [
         + "hard_end: 122s is too early for rekey = 1m: a failed rekey needs a second try, so write at least 123s",
     ),
     (
-        '"60s"',
-        '"2s"',
-        PEER + "hard_end: 6s is too early for rekey = 2s: a failed rekey needs a second try, so write at least 7s",
-    ),
-    (
         'key_source = "kme"\n',
         "",
         PEER + 'key_source: policy "require-qkd" needs the name of a [key_source.NAME] table',
