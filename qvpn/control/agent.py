@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from qvpn.config.schema import OnAlarm, Peer
@@ -137,6 +138,7 @@ class PeerAgent:
     def source_status(self, ready: bool, alarm: str | None) -> None:
         """The key source was asked how it is."""
         self._source_alarm(alarm)
+        self._learn_names()
         self.machine.source_ready(ready, self._clock())
         self.pump()
 
@@ -305,6 +307,15 @@ class PeerAgent:
         self.log.warning("chain broken: the epoch rests on fresh secrets alone")
 
     # the key source's other words
+
+    def _learn_names(self) -> None:
+        """A device tells its link's name only when it has answered; before that it gives no key either."""
+        pair = None if self.feed is None else self.feed.sae_pair()
+        known = self.machine.parameters
+        if pair is None or (pair.local, pair.remote) == (known.sae_local, known.sae_remote):
+            return
+        self.machine.parameters = replace(known, sae_local=pair.local, sae_remote=pair.remote)
+        self.machine._core.parameters = self.machine.parameters
 
     def _tell_claim(self) -> None:
         if self.feed is not None:

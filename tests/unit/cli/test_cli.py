@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,10 +39,16 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int,
     return code, out, err
 
 
+@pytest.fixture(scope="module")
+def made_sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("made") / "sites"
+    assert execute(["init", str(place), *INIT]) == 0
+    return place
+
+
 @pytest.fixture
-def sites(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Path:
-    assert run(capfd, "init", tmp_path / "sites", *INIT)[0] == 0
-    return tmp_path / "sites"
+def sites(tmp_path: Path, made_sites: Path) -> Path:
+    return Path(shutil.copytree(made_sites, tmp_path / "sites"))
 
 
 # keys
@@ -344,21 +351,19 @@ def test_an_unexpected_error_is_one_sentence(
     monkeypatch.setattr(privileged, "read_public", broken)
     code, out, err = run(capfd, "check", "x.toml")
     assert (code, out) == (1, "")
-    assert re.fullmatch(
-        r"qvpn: internal error: KeyError in test_cli\.py line \d+; run it again with QVPN_DEBUG=1 to see the details\n",
-        err,
-    )
+    assert re.fullmatch(r"qvpn: internal error: KeyError in test_cli\.py line \d+; run it again with .+\n", err)
+    assert "QVPN_DEBUG=1" in err
     monkeypatch.setenv("QVPN_DEBUG", "1")
     assert execute(["check", "x.toml"]) == 1
     assert "Traceback" in capfd.readouterr().err
 
 
-def test_ctrl_c_is_one_line(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_130_and_quiet(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(path: Path) -> bytes:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(privileged, "read_public", interrupted)
-    assert run(capfd, "check", "x.toml") == (130, "", "qvpn: interrupted\n")
+    assert run(capfd, "check", "x.toml") == (130, "", "")
 
 
 def test_a_closed_pipe_is_no_traceback(sites: Path) -> None:
