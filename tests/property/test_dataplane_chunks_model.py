@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from qvpn.netio import offload
 from qvpn.netio.base import Received
+from qvpn.netio.memory import Impairments
 from qvpn.tunnel.records import Sealer
 from tests.unit.dataplane.segments import ACK, CWR, ECE, FIN, PSH, TCP, UDP, Big, finish
-from tests.unit.dataplane.support import ALICE, FROM_ALICE, FROM_BOB, Pair
+from tests.unit.dataplane.support import ALICE, FROM_ALICE, FROM_BOB, Pair, numbered
 
 LONG = os.environ.get("QVPN_TEST_LONG") == "1"
 
@@ -82,7 +83,7 @@ def test_any_run_of_chunks_becomes_what_segmentation_gives(big: Big, data: st.Da
     assert finish(bytes(run)) == expected[first : last + 1]
 
 
-def seal(pair_keys: object, plaintexts: list[bytes], sealer: Sealer) -> list[bytes]:
+def seal(plaintexts: list[bytes], sealer: Sealer) -> list[bytes]:
     out = memoryview(bytearray(sum(len(plaintext) + 32 for plaintext in plaintexts)))
     records, position = [], 0
     for length in sealer.seal_batch([memoryview(plaintext) for plaintext in plaintexts], out):
@@ -102,7 +103,7 @@ def test_received_chunks_in_any_state_give_the_right_packets(superpackets: list[
     records: list[bytes] = []
     expected: dict[bytes, bytes] = {}
     for big in superpackets:
-        sealed = seal(keys, chunks(big), sealer)
+        sealed = seal(chunks(big), sealer)
         records += sealed
         expected |= dict(zip(sealed, big.segments(), strict=True))
     trouble = data.draw(st.sampled_from(["none", "none", "lost", "forged", "repeated", "shuffled", "all"]))
@@ -168,12 +169,10 @@ def gro(records: list[bytes], generator: random.Random) -> list[list[bytes]]:
     return batches
 
 
-@settings(max_examples=400 if LONG else 80, deadline=None)
+@settings(max_examples=200 if LONG else 40, deadline=None)
 @given(st.lists(bigs(max_chunks=200), min_size=1, max_size=3), st.sampled_from([576, 1472, 9000, 65_507]))
 def test_sent_superpackets_arrive_as_segmentation_gives(superpackets: list[Big], path: int) -> None:
     """Through both planes.  TCP may be cut smaller where the path is narrow: then its bytes are compared."""
-    from qvpn.netio.memory import Impairments
-
     pair = Pair(impairments=Impairments(max_payload=path))
     pair.established()
     for big in superpackets:
@@ -192,3 +191,26 @@ def test_sent_superpackets_arrive_as_segmentation_gives(superpackets: list[Big],
         else:
             smaller = Big(**{**big.__dict__, "segment": path - 32 - head})
             assert got == smaller.segments()
+
+
+@settings(max_examples=200 if LONG else 40, deadline=None)
+@given(st.lists(bigs(max_chunks=10) | st.integers(8, 1300), min_size=1, max_size=12))
+def test_packets_and_superpackets_of_one_batch_keep_their_order(items: list[Big | int]) -> None:
+    pair = Pair(impairments=Impairments(max_payload=1600))
+    pair.established()
+    injected, expected = [], []
+    for number, item in enumerate(items):
+        if isinstance(item, Big):
+            injected.append(item.virtio())
+            expected += item.segments()
+        else:
+            packet = numbered(number, FROM_ALICE[4], FROM_BOB[4], item)
+            injected.append(packet)
+            expected.append(packet[10:])
+    pair.alice.tun.inject(injected)
+    pair.run()
+    assert [packet for written in pair.bob.tun.taken for packet in finish(written)] == expected
+    assert pair.drops() == {}
+    traffic = pair.alice.plane.stats("bob"), pair.bob.plane.stats("alice")
+    assert traffic[0].sent_packets == traffic[1].received_packets == len(expected)
+    assert traffic[0].sent_bytes == traffic[1].received_bytes == sum(map(len, expected))
