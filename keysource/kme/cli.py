@@ -12,20 +12,18 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from keysource.kme.config import EXAMPLE, ConfigError, KmeConfig, load
 from keysource.kme.control import ControlError, ask
 from keysource.kme.faults import Fault, fault_named
 from keysource.kme.logs import set_up
-from keysource.kme.scaffold import DEVICE, ScaffoldError, SitePlan, write_pair
 from keysource.kme.server import KmeServer, ListenError, contexts
 from keysource.kme.store import StoreError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The KME's configuration, TOML.")]
 Device = Annotated[str, typer.Option(help="Device socket, relative to the site's folder.")]
+_DEVICE = "link/device.sock"
 Port = Annotated[int, typer.Option(min=1, max=65535)]
 
 
@@ -105,10 +103,12 @@ def pair(
     left_peer_port: Port = 8444,
     right_port: Port = 8443,
     right_peer_port: Port = 8444,
-    left_device: Device = DEVICE,
-    right_device: Device = DEVICE,
+    left_device: Device = _DEVICE,
+    right_device: Device = _DEVICE,
 ) -> None:
     """Write DIR/LEFT and DIR/RIGHT: kme.toml and a test PKI each; copied to two hosts they are a pair."""
+    from keysource.kme.scaffold import ScaffoldError, SitePlan, write_pair  # not what `serve` should wait for
+
     sites = (
         SitePlan(left, left_host, left_port, left_peer_port, left_sae_host, left_device),
         SitePlan(right, right_host, right_port, right_peer_port, right_sae_host, right_device),
@@ -143,6 +143,9 @@ def _ask(config: KmeConfig, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_status(answer: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console()
     console.print(f"{answer['kme']}  pid {answer['pid']}  {answer['listen']}  fault: {answer['fault']}")
     table = Table()

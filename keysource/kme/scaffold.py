@@ -9,8 +9,6 @@ from keysource.etsi014.settings import check_sae
 from keysource.kme.config import Address
 from keysource.kme.pki import Authority, write_new
 
-DEVICE = "link/device.sock"
-
 
 class ScaffoldError(Exception):
     """Nothing (more) was written; one sentence."""
@@ -25,7 +23,7 @@ class SitePlan:
     port: int = 8443
     peer_port: int = 8444
     sae_host: str = ""
-    device: str = DEVICE
+    device: str = "link/device.sock"
     """Path of the device socket, relative to the site's folder."""
 
     @property

@@ -300,3 +300,9 @@ async def make_lab() -> AsyncIterator[Callable[..., Lab]]:
 def counts() -> Callable[[int], int]:
     """``counts(full)``: a tenth of a large count, unless QVPN_TEST_LONG asks for all of it."""
     return lambda full: full if os.environ.get("QVPN_TEST_LONG") == "1" else max(1, full // 10)
+
+
+@pytest.fixture(scope="session")
+def lab_class() -> type[Lab]:
+    """For fixtures of a module that need a laboratory of their own."""
+    return Lab
