@@ -9,8 +9,10 @@
         ├── Disagreement       both ends have the pad, but their configurations differ
         ├── Forged             a tag of the transcript does not fit: nothing of this block may be used
         ├── PeerLost           connection gone or silent
-        ├── PadEmpty           no authentication key is left
-        └── RolledBackLink     our state is older than what the peer has seen of it
+        └── Fatal              the process must end: nothing here heals by itself
+            ├── PadEmpty       no authentication key is left
+            ├── StateLost      the state cannot be written
+            └── RolledBackLink our state is older than what the peer has seen of it
 """
 
 from __future__ import annotations
@@ -42,9 +44,17 @@ class PeerLost(LinkError):
     """Nobody there."""
 
 
-class PadEmpty(LinkError):
+class Fatal(LinkError):
+    """Ends the process with its sentence."""
+
+
+class StateLost(Fatal):
+    """Without a state on disk nothing may be used."""
+
+
+class PadEmpty(Fatal):
     """The pre-shared pad is used up."""
 
 
-class RolledBackLink(LinkError):
+class RolledBackLink(Fatal):
     """State restored from a backup: it would use pad twice."""

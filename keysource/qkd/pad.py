@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from keysource.qkd.distill.mac import TICKET_BYTES, Ticket
-from keysource.qkd.errors import BadFrame, LinkSettings, PadEmpty, RolledBackLink
+from keysource.qkd.errors import BadFrame, LinkSettings, PadEmpty, RolledBackLink, StateLost
 from keysource.qkd.files import read_private, write_private
 
 HEAD_BYTES = 64
@@ -165,6 +165,10 @@ class LinkState:
         """Tickets that the next block puts back."""
         return 2 if len(self._state.refills) < REFILL_TARGET else 1
 
+    def saw(self, peer_spent: int) -> None:
+        """How far the peer is; on disk with the next change."""
+        self._state.seen = max(self._state.seen, peer_spent)
+
     def spend(self, number: int, block: int) -> Ticket:
         """Take a ticket for a block and burn both numbers, on disk, before either is used.
 
@@ -186,11 +190,10 @@ class LinkState:
         self._write()
         return Ticket(number, material)
 
-    def refill(self, block: int, tickets: list[bytes], peer_spent: int) -> None:
-        """Put a passed block's tickets into the reserve; remember how far the peer is."""
+    def refill(self, block: int, tickets: list[bytes]) -> None:
+        """Put a passed block's tickets into the reserve."""
         for index, material in enumerate(tickets):
             self._state.refills[REFILL_BASE + 4 * block + index] = material
-        self._state.seen = max(self._state.seen, peer_spent)
         self._write()
 
     def acknowledge(self, block: int) -> None:
@@ -217,7 +220,10 @@ class LinkState:
         names = ("spent", "seen", "base_next", "next_block", "acked")
         refills = [[number, material.hex()] for number, material in s.refills.items()]
         raw = self._identity | {name: getattr(s, name) for name in names} | {"refills": refills}
-        write_private(self._path, json.dumps(raw).encode())
+        try:
+            write_private(self._path, json.dumps(raw).encode())
+        except OSError as error:
+            raise StateLost(f"{self._path}: the state cannot be written: {error.strerror}") from None
 
 
 def make_pad(size: int = DEFAULT_PAD_BYTES) -> bytes:

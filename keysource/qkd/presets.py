@@ -48,7 +48,7 @@ PRESETS: dict[str, Preset] = {
             Optics(Decoy(mu1=0.5, mu2=0.15, p1=0.4), 0.65, 20.0, 0.2, 0.2, 1e-7, 0.005, 4e6),
             pulses=8_000_000,
             schedule="original",
-            abort_wait=1.0,
+            abort_wait=0.5,
         ),
         Preset(
             "lab10",

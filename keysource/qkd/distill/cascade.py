@@ -148,10 +148,14 @@ class _Pass:
 
 
 class Corrector:
-    """Bob's side.  ``run`` yields questions and is sent the answers; ``bits`` ends up corrected."""
+    """Bob's side.  ``run`` yields questions and is sent the answers; ``bits`` ends up corrected.
+
+    It raises :class:`BadFrame` for answers that cannot all be true: without that they would keep Bob busy for ever.
+    """
 
     def __init__(self, bits: Bits, seed: bytes, sizes: list[int]) -> None:
         self.bits = bits.copy()
+        self._corrected = np.zeros(len(bits), dtype=bool)
         self._sizes = sizes
         self._orders = orders(len(bits), seed, len(sizes))
         self._passes: list[_Pass] = []
@@ -192,6 +196,9 @@ class Corrector:
         single = high - low == 1
         if single.any():
             wrong = entry.order[low[single]]
+            if self._corrected[wrong].any():  # each correction is Alice's own bit: honest answers never undo it
+                raise BadFrame("parities that contradict each other")
+            self._corrected[wrong] = True
             self.bits[wrong] ^= np.uint8(1)
             for each in self._passes:
                 each.flip(wrong)

@@ -29,7 +29,10 @@ class Channel:
         """Raises :class:`PeerLost`."""
         try:
             self._writer.write((1 + len(frame.payload)).to_bytes(4, "big") + bytes([frame.kind]) + frame.payload)
-            await self._writer.drain()
+            async with asyncio.timeout(PATIENCE):
+                await self._writer.drain()
+        except TimeoutError:
+            raise PeerLost(f"the peer took nothing for {PATIENCE:.0f} s") from None
         except OSError as error:
             raise PeerLost(f"the classical channel broke: {error.strerror or error}") from None
 

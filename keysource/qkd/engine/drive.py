@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from keysource.qkd.distill.party import Answer, Fly, Keep, Outcome, Party, Receive, Send, Step, Steps
 from keysource.qkd.distill.wire import Frame, Kind
 from keysource.qkd.engine.channel import Channel
 from keysource.qkd.engine.hardware import Hardware
+from keysource.qkd.errors import PeerLost
+from keysource.qkd.optics.sampler import Detections
 
 _LIGHT = (Kind.ASK, Kind.PARITY, Kind.READY)
 """Frames whose answer is worked out at once; the others are worth a thread, so that the device socket goes on."""
+
+_WATCH = 0.5
 
 
 async def drive(
@@ -38,9 +43,21 @@ async def drive(
             case Receive():
                 answer = await channel.receive()
             case Fly(seed):
-                answer = await hardware.fly(party.block, party.plan.pulses, seed, patience)
+                answer = await _fly(hardware.fly(party.block, party.plan.pulses, seed, patience), channel)
             case Keep(tickets):
                 keep(tickets)
+
+
+async def _fly(flight: Coroutine[Any, Any, Detections | None], channel: Channel) -> Detections | None:
+    """Wait for the pulses, but not for a peer that is gone."""
+    task = asyncio.create_task(flight)
+    try:
+        while not (await asyncio.wait([task], timeout=_WATCH))[0]:
+            if channel.closed:
+                raise PeerLost("the peer closed the classical channel while the pulses flew")
+        return task.result()
+    finally:
+        task.cancel()
 
 
 def _advance(steps: Steps, answer: Answer) -> Step | Outcome:

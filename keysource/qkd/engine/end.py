@@ -19,6 +19,7 @@ from keysource.qkd.distill.wire import Reason
 from keysource.qkd.engine.control import Control
 from keysource.qkd.engine.hardware import Hardware
 from keysource.qkd.engine.hello import AgreedTerms
+from keysource.qkd.errors import StateLost
 from keysource.qkd.files import lock_folder
 from keysource.qkd.ledger import Ledger
 from keysource.qkd.pad import LinkState
@@ -211,7 +212,10 @@ class LinkEnd:
         taken = {block for block in self.held if block < before}
         if taken:
             self.held -= taken
-            self.state.acknowledge(max(taken))
+            try:
+                self.state.acknowledge(max(taken))
+            except StateLost as error:  # the next block will end the process; at worst blocks are voided
+                log.error("acknowledgement lost", reason=str(error))
             self.show()
 
     # Status

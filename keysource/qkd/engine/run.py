@@ -19,7 +19,7 @@ from keysource.qkd.engine.end import LinkEnd
 from keysource.qkd.engine.fibre import Fibre
 from keysource.qkd.engine.leash import die_with_parent
 from keysource.qkd.engine.session import alice_session, bob_session, greet_alice, greet_bob, prove_alice
-from keysource.qkd.errors import BadFrame, LinkError, LinkSettings, PadEmpty, PeerLost, RolledBackLink
+from keysource.qkd.errors import BadFrame, Fatal, LinkError, LinkSettings, PeerLost
 from keysource.qkd.files import read_private
 from keysource.qkd.presets import PRESETS
 
@@ -75,7 +75,7 @@ class Listener:
         self._fatal: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
-        """Raises :class:`RolledBackLink`, :class:`PadEmpty`, or :class:`LinkError` where it cannot listen."""
+        """Raises :class:`Fatal`, or :class:`LinkError` where it cannot listen."""
         address = self._link.config.classical
         self._fatal = asyncio.get_running_loop().create_future()
         try:
@@ -100,7 +100,7 @@ class Listener:
         self._strangers.add(task)
         try:
             await self._welcome(channel)
-        except (RolledBackLink, PadEmpty) as error:
+        except Fatal as error:
             if self._fatal is not None and not self._fatal.done():
                 self._fatal.set_exception(error)
         except LinkError as error:
@@ -134,7 +134,7 @@ class Listener:
 
 
 async def _connect(link: LinkEnd) -> None:
-    """Bob's side: connect for ever.  Raises :class:`RolledBackLink`, :class:`PadEmpty`."""
+    """Bob's side: connect for ever.  Raises :class:`Fatal`."""
     wait, address = _FIRST_WAIT, link.config.classical
     while True:
         try:
@@ -146,7 +146,7 @@ async def _connect(link: LinkEnd) -> None:
                 await bob_session(link, channel)
             finally:
                 await channel.aclose()
-        except (RolledBackLink, PadEmpty):
+        except Fatal:
             raise
         except LinkError as error:
             if str(error) != link.trouble:

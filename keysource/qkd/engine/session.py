@@ -19,7 +19,7 @@ from keysource.qkd.engine.channel import Channel
 from keysource.qkd.engine.drive import drive
 from keysource.qkd.engine.end import LinkEnd
 from keysource.qkd.engine.hello import MAX_HELLO, Greeting, lost_blocks
-from keysource.qkd.errors import BadFrame, Forged, LinkError, PeerLost
+from keysource.qkd.errors import BadFrame, Disagreement, Forged, LinkError, PeerLost
 from keysource.qkd.pad import Claims
 
 _POLL = 0.05
@@ -44,7 +44,12 @@ async def prove_alice(link: LinkEnd, channel: Channel) -> tuple[Greeting, Claims
     greeting = Greeting(End.A, link.state.link_key(b"hello"), link.agreed)
     greeting.take_hello_untrusted(await channel.receive(_HELLO_PATIENCE, MAX_HELLO))
     await channel.send(greeting.hello())
-    return greeting, greeting.take_claims_untrusted(await channel.receive(_HELLO_PATIENCE, MAX_HELLO))
+    proof = await channel.receive(_HELLO_PATIENCE, MAX_HELLO)
+    try:
+        return greeting, greeting.take_claims_untrusted(proof)
+    except Disagreement:  # it has our pad: let it see why
+        await channel.send(greeting.claims(link.state.claims(frozenset(link.held))))
+        raise
 
 
 async def greet_alice(link: LinkEnd, channel: Channel, greeting: Greeting, theirs: Claims) -> None:
@@ -67,8 +72,7 @@ async def alice_session(link: LinkEnd, channel: Channel) -> None:
     async with _session(link):
         while True:
             await _idle(channel, Kind.INVITE)
-            await asyncio.sleep(link.pause)
-            await _until_ready(link, channel)
+            await _until_ready(link, channel, link.pause)
             state = link.state
             number, block = state.next_ticket(), state.next_block
             refills = state.refills_wanted()
@@ -86,6 +90,7 @@ async def bob_session(link: LinkEnd, channel: Channel) -> None:
             start = Start.from_untrusted((await _idle(channel, Kind.START)).payload)
             if start.refills != link.state.refills_wanted():
                 raise BadFrame("a block with another refill than ours")
+            link.state.saw(start.spent)
             ticket = link.state.spend(start.ticket, start.block)
             party = BobBlock(link.terms, start, ticket)
             party.spent = link.state.spent
@@ -110,7 +115,7 @@ async def _block(link: LinkEnd, channel: Channel, party: Party) -> None:
     """One block to its end.  An error burns its ticket and ends the connection."""
 
     def keep(tickets: list[bytes]) -> None:
-        link.state.refill(party.block, tickets, party.outcome.peer_spent)
+        link.state.refill(party.block, tickets)
 
     try:
         outcome = await drive(party, channel, link.hardware, keep, link.patience)
@@ -118,9 +123,11 @@ async def _block(link: LinkEnd, channel: Channel, party: Party) -> None:
         link.broken(error)
         link.tampered(str(error))
         raise
-    except PeerLost as error:
+    except LinkError as error:
         link.broken(error)
         raise
+    finally:
+        link.state.saw(party.outcome.peer_spent)
     link.finish(outcome, asyncio.get_running_loop().time())
 
 
@@ -133,11 +140,12 @@ async def _idle(channel: Channel, kind: Kind) -> Frame:
     return frame
 
 
-async def _until_ready(link: LinkEnd, channel: Channel) -> None:
-    """Wait for room and hardware, with a sign of life now and then."""
+async def _until_ready(link: LinkEnd, channel: Channel, pause: float = 0.0) -> None:
+    """Wait ``pause`` seconds, and for room and hardware, with a sign of life now and then."""
     loop = asyncio.get_running_loop()
-    last, shown = loop.time(), None
-    while (waiting := link.waiting_for()) is not None:
+    begun = last = loop.time()
+    shown: str | None = None
+    while (waiting := link.waiting_for()) is not None or loop.time() - begun < pause:
         if waiting != shown:
             link.show()
             shown = waiting

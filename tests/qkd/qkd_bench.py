@@ -1,0 +1,154 @@
+"""A workbench for the tests: a small plan, and two ends of a block that talk through a wire the test may touch."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from keysource.qkd.distill.alice import AliceBlock
+from keysource.qkd.distill.bob import BobBlock
+from keysource.qkd.distill.mac import TICKET_BYTES, Ticket
+from keysource.qkd.distill.party import Answer, Fly, Keep, Outcome, Party, Receive, Send, Step, Terms
+from keysource.qkd.distill.wire import Frame, Kind, Start, frame_untrusted
+from keysource.qkd.errors import BadFrame, LinkError
+from keysource.qkd.optics.eve import InterceptResend
+from keysource.qkd.optics.model import Optics
+from keysource.qkd.optics.sampler import Detections, detect
+from keysource.qkd.optics.settings import ReceiverSeed, SourceSeed
+from keysource.qkd.plan import Plan, make_plan
+from keysource.qkd.rates.finite import Decoy, Security
+
+SECURITY = Security(1e-2, 1e-6)
+OPTICS = Optics(Decoy(0.5, 0.15, 0.4), 0.65, 1.0, 0.2, 0.9, 1e-7, 0.005, 1e6)
+"""A bright, short link with a lax error budget: a block of 200,000 pulses gives key."""
+
+Tamper = Callable[[int, str, bytes], list[bytes]]
+"""(number of the frame, "A" or "B" who sent it, kind and payload) -> what arrives instead."""
+
+
+def small_plan() -> Plan:
+    return make_plan(OPTICS, 200_000, SECURITY, "original")
+
+
+def small_terms(plan: Plan | None = None) -> Terms:
+    return Terms(plan or small_plan(), OPTICS.decoy, OPTICS.p_z, SECURITY)
+
+
+def untouched(_number: int, _sender: str, body: bytes) -> list[bytes]:
+    return [body]
+
+
+@dataclass
+class Side:
+    """One end: its party, what waits for it, what became of it."""
+
+    name: str
+    party: Party | None
+    inbox: deque[bytes] = field(default_factory=deque)
+    outcome: Outcome | None = None
+    error: LinkError | None = None
+    kept: list[bytes] | None = None
+    step: Step | None = None
+    steps: object = None
+
+    @property
+    def done(self) -> bool:
+        return self.outcome is not None or self.error is not None
+
+
+@dataclass
+class Bench:
+    """Runs one block.  ``log`` lists what was sent: (sender, kind), with ("fibre", "flown") among it."""
+
+    terms: Terms
+    tamper: Tamper = untouched
+    eve: float = 0.0
+    refills: int = 1
+    optics: Optics = OPTICS
+    clicks: Callable[[Detections], Detections] = lambda seen: seen
+    log: list[tuple[str, str]] = field(default_factory=list)
+    frames: list[tuple[str, bytes]] = field(default_factory=list)
+
+    def run(self) -> tuple[Side, Side]:
+        """Both ends as far as they get; an end that waits for ever has neither outcome nor error."""
+        material = os.urandom(TICKET_BYTES)
+        start = Start(7, 0, 1, self.refills)
+        self.alice = Side("A", AliceBlock(self.terms, start, Ticket(0, material)))
+        self.bob = Side("B", None)
+        self.material, self.seeds, self.flown = material, dict[str, bytes](), False
+        self._advance(self.alice, None)
+        while self._turn(self.alice, self.bob) or self._turn(self.bob, self.alice) or self._fly():
+            pass
+        return self.alice, self.bob
+
+    def _turn(self, side: Side, other: Side) -> bool:
+        """One step of a side; False where it can do nothing."""
+        if side.done:
+            return False
+        if side.party is None:  # Bob before START
+            if not side.inbox:
+                return False
+            try:
+                frame = frame_untrusted(side.inbox.popleft())
+                if frame.kind is not Kind.START:
+                    raise BadFrame("not a START")  # as engine.session does between blocks
+                start = Start.from_untrusted(frame.payload)
+            except LinkError as error:
+                side.error = error
+                return True
+            side.party = BobBlock(self.terms, start, Ticket(0, self.material))
+            return self._advance(side, None)
+        match side.step:
+            case Send(frame):
+                self._carry(side, other, frame)
+                return self._advance(side, None)
+            case Receive():
+                if not side.inbox:
+                    return False
+                try:
+                    frame = frame_untrusted(side.inbox.popleft())
+                except LinkError as error:
+                    side.error = error
+                    return True
+                return self._advance(side, frame)
+            case Keep(tickets):
+                side.kept = tickets
+                return self._advance(side, None)
+            case Fly(seed) if side.name not in self.seeds:
+                self.seeds[side.name] = seed
+                return True
+        return False
+
+    def _carry(self, side: Side, other: Side, frame: Frame) -> None:
+        body = bytes([frame.kind]) + frame.payload
+        other.inbox.extend(self.tamper(len(self.frames), side.name, body))
+        self.frames.append((side.name, body))
+        self.log.append((side.name, frame.kind.name))
+
+    def _fly(self) -> bool:
+        if len(self.seeds) < 2 or self.flown:
+            return False
+        self.flown = True
+        source = SourceSeed(self.seeds["A"], self.optics.p_z, self.optics.decoy.p1)
+        receiver = ReceiverSeed(self.seeds["B"], self.optics.p_z)
+        span, eve = (0, self.terms.plan.pulses), InterceptResend(self.eve)
+        seen = detect(self.optics, source, receiver, span, eve, np.random.default_rng())
+        self.log.append(("fibre", "flown"))
+        self._advance(self.alice, None)
+        return self._advance(self.bob, self.clicks(seen))
+
+    def _advance(self, side: Side, answer: Answer) -> bool:
+        if side.steps is None:
+            assert side.party is not None
+            side.steps = side.party.run()
+        try:
+            side.step = side.steps.send(answer)  # type: ignore[attr-defined]
+        except StopIteration as end:
+            side.outcome = end.value
+        except LinkError as error:
+            side.error = error
+        return True
