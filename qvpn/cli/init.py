@@ -20,11 +20,15 @@ from qvpn.cli.output import fail, usage
 from qvpn.cli.templates import PairFacts, SiteFacts, render
 from qvpn.config import identity
 from qvpn.config.load import parse_config
-from qvpn.config.units import parse_duration, parse_host_port, parse_name, parse_network
+from qvpn.config.units import HostPort, parse_duration, parse_host_port, parse_name, parse_network
 
 KINDS = ("simulated", "etsi014", "file")
 _INNER = {"a": "10.90.0.1", "b": "10.90.0.2"}
 _PROGRAM_TIMEOUT = 60.0
+LINK_PORT = 51850
+"""Classical channel of the simulated link at the left site; the next port is the fibre's."""
+KME_PORTS = {"a": (8443, 8444), "b": (8445, 8446)}
+"""For SAEs (loopback only) and for the other KME; different at both ends, so that one machine can be both."""
 
 
 def init(
@@ -116,11 +120,48 @@ def _make_file(work: Path, sites: tuple[SiteFacts, SiteFacts]) -> dict[str, dict
 
 
 def _make_etsi014(work: Path, sites: tuple[SiteFacts, SiteFacts]) -> dict[str, dict[str, object]]:
-    raise fail("qvpn: etsi014 is not ready yet")
+    """A test KME at each site, reached over loopback, and the simulated link that feeds both."""
+    _pair_link(work, sites)
+    options: list[str] = []
+    for side, site in zip(("left", "right"), sites, strict=True):
+        ports = KME_PORTS[site.end]
+        options += [f"--{side}", site.name, f"--{side}-host", site.endpoint.host, f"--{side}-sae-host", "127.0.0.1"]
+        options += [f"--{side}-port", str(ports[0]), f"--{side}-peer-port", str(ports[1])]
+        options += [f"--{side}-device", "device.sock"]
+    _program("keysource.kme.cli", "pair", str(work), *options)
+    return {site.name: _kme_table(site) for site in sites}
+
+
+def _kme_table(site: SiteFacts) -> dict[str, object]:
+    return {
+        "url": f"https://127.0.0.1:{KME_PORTS[site.end][0]}",
+        "sae": site.sae,
+        "origin": "simulated",
+        "hop": "local",
+        "ca": "pki/ca.crt",
+        "certificate": f"pki/{site.sae}.crt",
+        "private_key": f"pki/{site.sae}.key",
+    }
 
 
 def _make_simulated(work: Path, sites: tuple[SiteFacts, SiteFacts]) -> dict[str, dict[str, object]]:
-    raise fail("qvpn: simulated is not ready yet")
+    """Only the pad is used of what ``qvpn-qkd pair`` makes: the daemon runs the link's ends by itself."""
+    _pair_link(work, sites)
+    left = sites[0].endpoint.host
+    place, fibre = str(HostPort(left, LINK_PORT)), str(HostPort(left, LINK_PORT + 1))
+    for site in sites:
+        (work / site.name / "link.toml").unlink()
+    shared: dict[str, object] = {"fibre": fibre, "auth_key": "auth.pad", "preset": "demo"}
+    return {
+        sites[0].name: {"role": "left", "listen": place, **shared},
+        sites[1].name: {"role": "right", "peer": place, **shared},
+    }
+
+
+def _pair_link(work: Path, sites: tuple[SiteFacts, SiteFacts]) -> None:
+    names = ["--left", sites[0].name, "--right", sites[1].name]
+    place = ["--left-host", sites[0].endpoint.host, "--port", str(LINK_PORT)]
+    _program("keysource.qkd", "pair", str(work), *names, *place)
 
 
 def _program(module: str, *arguments: str) -> str:
@@ -145,7 +186,17 @@ def _program(module: str, *arguments: str) -> str:
 def _print_commands(directory: Path, sites: Sequence[SiteFacts], kind: str) -> None:
     """What to do next, on each host."""
     for site in sites:
-        place = directory / site.name
-        print(f"site {site.name}: copy {place} to {site.endpoint.host} (it holds secrets), then run there as root:")
-        print(f"    qvpn up {site.name}/qvpn.toml")
-    print(f"then ping the other site's inner address, for example from {sites[0].name}: ping {sites[1].inner}")
+        print(
+            f"site {site.name}: copy {directory / site.name} to {site.endpoint.host} (it holds secrets), then there:"
+        )
+        if kind == "etsi014":
+            print(f"    qvpn-qkd run {site.name}/link.toml")
+            print(f"    qvpn-kme serve {site.name}/kme.toml")
+        print(f"    qvpn up {site.name}/qvpn.toml          # as root")
+    ports = [f"UDP {sites[0].endpoint.port} and {sites[1].endpoint.port}"]
+    if kind != "file":
+        ports.append(f"TCP {LINK_PORT} and {LINK_PORT + 1} at {sites[0].name} (simulated link)")
+    if kind == "etsi014":
+        ports += [f"TCP {KME_PORTS[site.end][1]} at {site.name} (KME to KME)" for site in sites]
+    print(f"ports that must be open: {', '.join(ports)}")
+    print(f"then, from {sites[0].name}: ping {sites[1].inner}")

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from qvpn.config.errors import ConfigError
 from qvpn.config.schema import MIN_MTU_IPV6, Config, Initiate, KeySourceTable, Peer, Policy
 from qvpn.config.units import IPAddress, IPNetwork, parse_host_port
+from qvpn.status import SIMULATED
 
 
 def check(config: Config) -> None:
@@ -119,14 +120,18 @@ def _key_source(config: Config, peer: Peer, name: str) -> None:
 
 
 def _simulated(peer: Peer, name: str, table: KeySourceTable) -> None:
-    fake = table.type == "simulated" or table.settings.get("origin") == "simulated"
-    if fake and not peer.allow_simulated:
+    if is_simulated(table) and not peer.allow_simulated:
         raise _wrong(
             peer,
             "allow_simulated",
             f"[key_source.{name}] is simulated and gives no quantum security: "
             'policy "require-qkd" takes its keys only with allow_simulated = true',
         )
+
+
+def is_simulated(table: KeySourceTable) -> bool:
+    """Does the configuration itself say that these keys give no quantum security?"""
+    return table.type == "simulated" or table.settings.get("origin") == "simulated"
 
 
 def _harvest(peer: Peer, name: str, table: KeySourceTable) -> None:
@@ -157,6 +162,8 @@ def _crosses_classical_tls(table: KeySourceTable) -> str | None:
 def harvestable(table: KeySourceTable) -> str:
     """One line for people: what survives of this source's keys when its last hop is recorded today."""
     host = _crosses_classical_tls(table)
+    if is_simulated(table):
+        return f"{SIMULATED} (hop {_hop(table)})"
     if host is None:
         return f"hop {_hop(table)}, its keys survive harvesting of that hop"
     return (
