@@ -100,19 +100,21 @@ class Daemon:
 
     def peer(self) -> dict[str, Any]:
         """What it says of its only peer."""
-        found = self.status()["peers"][0]
-        assert isinstance(found, dict)
-        return found
+        return self._only("peers")
 
     def source(self) -> dict[str, Any]:
         """What it says of its only key source."""
-        found = self.status()["key_sources"][0]
-        assert isinstance(found, dict)
-        return found
+        return self._only("key_sources")
+
+    def _only(self, what: str) -> dict[str, Any]:
+        found = self.status()[what]
+        if not found:  # it answers before everything has started
+            raise uapi.UapiError(f"{self.control}: the daemon has no {what} yet")
+        return dict(found[0])
 
     def answers(self) -> bool:
         try:
-            self.status()
+            self.peer()
         except uapi.UapiError:
             return False
         return True

@@ -6,15 +6,31 @@ process, so a killed test run leaves nothing behind.
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from qvpn.demo import lab as demo_lab
 
 HERE = Path(__file__).parent
+
+
+def _load(name: str) -> ModuleType:
+    """Test folders are no packages: a helper module beside us is loaded by its path."""
+    spec = importlib.util.spec_from_file_location(f"netns_{name}", HERE / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+support = _load("support")
 
 
 def _hindrance() -> str | None:
@@ -40,3 +56,37 @@ def lab(tmp_path: Path) -> Iterator[demo_lab.Lab]:
     """The two-site lab, empty of daemons."""
     with demo_lab.two_sites(tmp_path / "lab") as made:
         yield made
+
+
+@pytest.fixture
+def tunnel(lab: demo_lab.Lab) -> object:
+    """``support.Tunnel`` in the lab: call ``configure`` and ``up``."""
+    return support.Tunnel(lab)
+
+
+@pytest.fixture(scope="module")
+def standing_tunnel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """A tunnel that is up and that several tests of a module use; none of them may break it."""
+    with demo_lab.two_sites(tmp_path_factory.mktemp("standing") / "lab") as made:
+        tunnel = support.Tunnel(made)
+        tunnel.configure()
+        tunnel.up()
+        yield tunnel
+
+
+@pytest.fixture
+def full_count() -> Callable[[int], int]:
+    """Of a full count what this run does: all of it with QVPN_TEST_LONG=1, else a tenth."""
+    return support.count
+
+
+@pytest.fixture
+def drop_in_the_net(lab: demo_lab.Lab) -> Callable[[int], None]:
+    """Let the untrusted network lose a percentage of all packets."""
+    return lambda percent: support.drop_in_the_net(lab, percent)
+
+
+@pytest.fixture
+def second_tunnel_keys(lab: demo_lab.Lab) -> Callable[[str], None]:
+    """Replace a site's identity by a new one that its peer does not know."""
+    return lambda site: support.new_identity(lab, site)

@@ -1,0 +1,101 @@
+"""What several namespace tests use: a tunnel with couriered keys, rules that drop packets, counters that explain.
+
+Loaded by ``conftest``, which hands its parts out as fixtures.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from qvpn.demo import lab as topology
+from qvpn.demo import sites, toml
+from qvpn.demo.lab import Lab
+from qvpn.demo.process import program
+from qvpn.demo.sites import Daemon
+
+LONG = os.environ.get("QVPN_TEST_LONG") == "1"
+
+
+def count(full: int) -> int:
+    """The full count in the long run, a tenth otherwise."""
+    return full if LONG else max(full // 10, 1)
+
+
+@dataclass
+class Tunnel:
+    """Two daemons with keys from ``qvpn init``, in the lab."""
+
+    lab: Lab
+    daemons: dict[str, Daemon] = field(default_factory=dict)
+
+    def configure(self, *options: str, outer: dict[str, str] | None = None, **peer: object) -> None:
+        """Run ``qvpn init``, add IPv6 inside, and set keys of the ``[[peer]]`` table on both sites."""
+        sites.init(self.lab, *options, outer=outer or topology.WAN4)
+        for site in topology.SITES:
+            sites.with_ipv6_inside(self.lab, site)
+            self.set(site, **peer)
+            self.daemons[site] = Daemon(self.lab, site)
+
+    def set(self, site: str, **peer: object) -> None:
+        def edit(table: toml.Table) -> None:
+            table["peer"][0].update(peer)
+
+        sites.change(self.lab, site, edit)
+
+    def start(self) -> None:
+        for daemon in self.daemons.values():
+            daemon.start()
+
+    def up(self, *, within: float = 20.0) -> None:
+        """Start both daemons and wait until both have an epoch that rests on a key."""
+        self.start()
+        self.wait(within=within)
+
+    def wait(self, state: str = "qkd", *, within: float = 20.0) -> None:
+        for daemon in self.daemons.values():
+            daemon.wait_state(state, within=within)
+
+    def rekeys(self) -> int:
+        """Epochs confirmed after the first, the smaller of both sites' counts."""
+        return min(int(daemon.peer()["rekeys"]) for daemon in self.daemons.values())
+
+    def drops(self) -> dict[str, dict[str, object]]:
+        """Every counter that names a lost packet, the daemons' and the kernel's, to explain a failure."""
+        return {
+            site: {
+                "daemon": daemon.status()["drops"],
+                "peer": daemon.peer()["drops"],
+                "send_errors": daemon.status()["send_errors"],
+                "interfaces": {
+                    name: {
+                        key: value for key, value in counters.items() if value and key[3:] in ("dropped", "errors")
+                    }
+                    for name, counters in self.lab[site].interfaces().items()
+                },
+            }
+            for site, daemon in self.daemons.items()
+        }
+
+    def tails(self) -> str:
+        return "\n".join(
+            line for daemon in self.daemons.values() if daemon.process for line in daemon.process.tail(10)
+        )
+
+
+def drop_in_the_net(lab: Lab, percent: int) -> None:
+    """Let the untrusted network lose that share of all packets at random (0 takes the rule away)."""
+    lab["net"].run(["nft", "flush", "ruleset"])
+    if percent:
+        rule = f"numgen random mod 100 < {percent} drop"
+        table = f"table inet lossy {{\n chain forward {{\n type filter hook forward priority 0;\n {rule}\n }}\n}}\n"
+        lab["net"].run(["nft", "-f", "-"], text=table)
+
+
+def new_identity(lab: Lab, site: str) -> None:
+    """Give a site a new identity that its peer does not know."""
+    file = lab.site_folder(site) / f"{site}.key"
+    file.unlink()
+    pem = lab[site].run([*program("qvpn"), "genkey"])
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        out.write(pem)
