@@ -47,8 +47,6 @@ class ReplayWindow:
     def mark(self, counter: int) -> None:
         """Accept a counter for which :meth:`fresh` is true."""
         self.mark_run(counter >> INDEX_BITS, 1 << (counter & (BLOCK - 1)), 1)
-        if counter > self.highest:
-            self.highest = counter
 
     def run_fresh(self, block: int, mask: int) -> bool:
         """True if every index of ``mask`` in this block may be accepted."""

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -196,6 +197,48 @@ def test_ping_and_tcp_inside_both_families(outer: int) -> None:
             assert facts["drops"] == {}, facts
             assert facts["tun_errors"] == {}
             assert facts["descriptors"] == 2
+
+
+LINKS = {
+    "no checksum and segmentation offload, GRO on": ("tx", "off", "gro", "on"),
+    "no UDP segmentation in the device": ("tx-udp-segmentation", "off"),
+    "no offload at all": ("tx", "off", "sg", "off", "tso", "off", "gso", "off", "gro", "off"),
+}
+
+
+@pytest.mark.skipif(shutil.which("ethtool") is None, reason="ethtool is missing")
+@pytest.mark.parametrize("link", LINKS)
+def test_a_transfer_over_links_with_fewer_offloads(link: str) -> None:
+    with tunnel(4) as (namespaces, alice, bob):
+        for name in (namespaces.left, namespaces.right):
+            _run("ip", "netns", "exec", name, "ethtool", "-K", "out", *LINKS[link])
+        sent, received = _transfer(namespaces, FROM_BOB[4])
+        assert sent == received
+        for site in (alice, bob):
+            facts = site.stats()
+            assert facts["drops"] == facts["tun_errors"] == facts["bind_errors"] == {}, facts
+
+
+@pytest.mark.skipif(
+    shutil.which("nft") is None or shutil.which("ethtool") is None, reason="nft or ethtool is missing"
+)
+@pytest.mark.parametrize("single", [False, True], ids=["whole batches lost", "single datagrams lost"])
+def test_a_transfer_over_a_lossy_link(single: bool) -> None:
+    """0.5 % of what arrives is dropped before the socket: TCP repairs it, and nothing wrong comes through."""
+    rules = (
+        "table inet lossy { chain in { type filter hook input priority 0; "
+        'iifname "out" udp dport 51840 numgen random mod 1000 < 5 counter drop; }; }'
+    )
+    with tunnel(4) as (namespaces, alice, bob):
+        if single:
+            _run("ip", "netns", "exec", namespaces.left, "ethtool", "-K", "out", "tx-udp-segmentation", "off")
+        _run("ip", "netns", "exec", namespaces.right, "nft", rules)
+        sent, received = _transfer(namespaces, FROM_BOB[4])
+        assert sent == received
+        dropped = _run("ip", "netns", "exec", namespaces.right, "nft", "list", "table", "inet", "lossy")
+        if single:
+            assert "packets 0" not in dropped
+        assert alice.stats()["drops"] == bob.stats()["drops"] == {}
 
 
 def test_epochs_change_under_load_without_a_lost_packet() -> None:
