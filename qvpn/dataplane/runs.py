@@ -210,14 +210,14 @@ class RunJoiner:
 
     def _decrypt(self, run: Run, base: int, step: int) -> None:
         """Decrypt all but the first, last to first.  Raises InvalidTag."""
-        decrypt, records, segment = run.epoch.opener.decrypt, run.records, run.segment
-        for number in range(run.count - 1, 0, -1):
-            start = number * segment
-            end = min(start + segment, len(records))
-            place = base + number * step
-            decrypt(
-                records[start + 4 : start + HEADER],
-                records[start + HEADER : end],
-                None,
-                self._buffer[place : place + end - start - OVERHEAD],
-            )
+        decrypt, records, buffer, segment = run.epoch.opener.decrypt, run.records, self._buffer, run.segment
+        if run.count < 2:
+            return
+        start, place = (run.count - 1) * segment, base + (run.count - 1) * step
+        size = len(records) - start - OVERHEAD
+        decrypt(records[start + 4 : start + HEADER], records[start + HEADER :], None, buffer[place : place + size])
+        size = segment - OVERHEAD
+        starts, places = range(start - segment, 0, -segment), range(place - step, base, -step)
+        for start, place in zip(starts, places, strict=True):
+            text = start + HEADER
+            decrypt(records[start + 4 : text], records[text : start + segment], None, buffer[place : place + size])
