@@ -52,6 +52,8 @@ class EpochInfo:
     name: KeyName | None = None
     confirmed: bool = False
     held: bool = False
+    chain_expected: bool = False
+    """R had a chain when M1 came, so that one without is worth a word."""
 
     @property
     def receive_index(self) -> int:
@@ -180,11 +182,11 @@ class Core:
         """The first record under the epoch has verified."""
         info.confirmed = True
         if info.role is Role.RESPONDER and not info.held:
-            if info.selected is None and self.chain.expected:
+            if info.selected is None and info.chain_expected:
                 self.emit(ChainBroken())
             self.chain.advance(info.link, info.selected)
-        if not info.held:
-            self.sending = info
+        if not info.held and (self.sending is None or self.sending.installed <= info.installed):
+            self.sending = info  # the order of installation decides, as in the packet path
         self.chain.confirmed(info.link)
         if info.key is not None:
             self.keys.confirm(info.key)

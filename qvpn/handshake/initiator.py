@@ -158,7 +158,7 @@ class Attempt:
             return
         self._ephemeral = None
         self.last_reply = now
-        if self._selected is None and self.core.chain.expected:
+        if self._selected is None and self._offer.new is not None:
             self.core.emit(ChainBroken())
         core = self.core
         if core.parameters.mode is Mode.PQC_ONLY or not (self.peer_policy.ready and core.ready):

@@ -19,7 +19,7 @@ from qvpn.handshake.keyring import wipe
 from qvpn.handshake.parameters import Initiate, KeyFault, KeyMaterial, PeerParameters, Randomness
 from qvpn.handshake.port import Port, source_prefix
 from qvpn.handshake.responder import Entry
-from qvpn.handshake.state import InitiatorEvent, InitiatorState
+from qvpn.handshake.state import InitiatorEvent, InitiatorState, ResponderState
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.keys import EpochState
 from qvpn.wire.datagram import CONTROL_HANDSHAKE, decode_inner_untrusted
@@ -29,6 +29,8 @@ from qvpn.wire.messages import KeyName, MessageType
 EPOCH_OK, EPOCH_ACK, KEEPALIVE, CLOSE = 0x02, 0x03, 0x04, 0x07
 MAX_INNER_ENTRIES = 4
 MAX_INNER_PARTS = 4
+POSTPONE = 1.0
+_ENDING = (ResponderState.FETCH, ResponderState.CONFIRM, ResponderState.CONFIRM_NONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +317,9 @@ class PeerHandshake:
             return DropReason.HANDSHAKE_STATE
         if isinstance(carrier, Cold):
             source = source_prefix(carrier.address.ip)
-            if not self._port.admit(source, self._endpoint):
+            if not self._port.admit(source, self._endpoint) and not (
+                self._replace_stale(carrier) and self._port.admit(source, self._endpoint)
+            ):
                 return DropReason.HANDSHAKE_BUDGET
         elif sum(isinstance(entry.carrier, Inner) for entry in self._entries) >= MAX_INNER_ENTRIES:
             return DropReason.HANDSHAKE_BUDGET
@@ -326,6 +330,16 @@ class PeerHandshake:
                 self._port.leave(source_prefix(carrier.address.ip))
             return DropReason.HANDSHAKE_MALFORMED
         return None
+
+    def _replace_stale(self, carrier: Cold) -> bool:
+        """Let the oldest answer that waits for M3 from this very address go: its peer has begun anew since."""
+        for entry in self._entries:
+            same = isinstance(entry.carrier, Cold) and entry.carrier.address == carrier.address
+            if same and entry.state in (ResponderState.HALF_OPEN, ResponderState.RETRY, ResponderState.REFUSED):
+                entry.discard()
+                self._entries.remove(entry)
+                return True
+        return False
 
     def _on_m3(
         self, kind: MessageType, index: bytes, message: bytes, carrier: Carrier, now: float
@@ -426,6 +440,10 @@ class PeerHandshake:
         if self._stopped or self._attempt is not None or self._start_at is None or now < self._start_at:
             return
         if not self._may_start():
+            return
+        if not self._preferred() and any(entry.state in _ENDING for entry in self._entries):
+            # the preferred peer has proved itself and an epoch is about to come: two at once help nobody
+            self._start_at = now + POSTPONE
             return
         self._start_at = None
         self._attempt = Attempt(self._core, now, self._inner_epoch())

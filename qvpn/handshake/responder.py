@@ -100,6 +100,7 @@ class Entry:
         if isinstance(carrier, Cold) and m1.index != carrier.sender_index:
             raise BadPacket("M1 whose index is not the sender index of its datagrams")
         answer = core.random.kem.encapsulate_untrusted(suite, m1.ek, m1.x25519)
+        self._chain_expected = core.chain.expected
         which, self._selected = core.chain.select(m1.chain_new, m1.chain_old)
         self._epoch = (self._selected.epoch + 1) & 0xFFFFFFFF if self._selected else 0
         self.index = core.port.allocate(core.parameters.name)
@@ -276,6 +277,7 @@ class Entry:
             key,
             self._name if key else None,
         )
+        self.epoch.chain_expected = self._chain_expected
         core.install(self.epoch, self.suite, self.peer_index, final, now)
         if self.loses:
             core.hold(self.epoch)

@@ -71,7 +71,7 @@ class KeyManagers:
 
     def ready(self, site: str) -> bool:
         """What an honest status says."""
-        return self.fault[site] not in ("down", "503", "empty")
+        return self.fault[site] not in ("down", "503", "empty", "silent")
 
     def draw(self, site: str) -> tuple[float, KeyMaterial | KeyFault | None]:
         """(seconds until the answer, answer); None: there is none."""
@@ -212,9 +212,7 @@ class Site:
     def on_handshake(self, datagram: bytes, address: Address) -> None:
         verdict = self.gate.receive(datagram, address, self.world.now)
         if isinstance(verdict, gate.Complete):
-            self._count(
-                self.machine.receive(verdict.message_type, verdict.message, verdict.carrier, self.world.now)
-            )
+            self._count(self.machine.receive(verdict.message_type, verdict.message, verdict.carrier, self.world.now))
             self.pump()
         elif isinstance(verdict, gate.Reply):
             self.plane.send_handshake([verdict.datagram], address)
