@@ -89,7 +89,7 @@ class LinkEnd:
     @property
     def max_keys(self) -> int:
         """Stock at the device socket: clients take blocks over at once, this is what waits for them."""
-        return max(1024, 4 * self.keys_per_block)
+        return max(256, 4 * self.keys_per_block)
 
     async def start(self) -> None:
         """Raises :class:`KeySourceError` where a socket cannot be used."""

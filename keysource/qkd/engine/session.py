@@ -90,7 +90,6 @@ async def bob_session(link: LinkEnd, channel: Channel) -> None:
             start = Start.from_untrusted((await _idle(channel, Kind.START)).payload)
             if start.refills != link.state.refills_wanted():
                 raise BadFrame("a block with another refill than ours")
-            link.state.saw(start.spent)
             ticket = link.state.spend(start.ticket, start.block)
             party = BobBlock(link.terms, start, ticket)
             party.spent = link.state.spent
@@ -126,8 +125,7 @@ async def _block(link: LinkEnd, channel: Channel, party: Party) -> None:
     except LinkError as error:
         link.broken(error)
         raise
-    finally:
-        link.state.saw(party.outcome.peer_spent)
+    link.state.saw(outcome.peer_spent)  # only now: the transcript that said it is authenticated
     link.finish(outcome, asyncio.get_running_loop().time())
 
 

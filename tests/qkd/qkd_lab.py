@@ -1,0 +1,250 @@
+"""A link of real processes for the tests: Alice (with the fibre as her child), Bob, a client at each device socket,
+and a proxy on the classical channel that reads, and where a test wants it, touches every frame."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from keysource.device.client import DeviceClient, follow
+from keysource.device.messages import AlarmEvent, BlockEvent, Event, VoidEvent
+from keysource.errors import KeySourceError
+from keysource.qkd.config import Address
+from keysource.qkd.distill.wire import Kind, Start
+from keysource.qkd.engine.control import ask
+from keysource.qkd.pair import PairPlan, write_pair
+
+Touch = Callable[[str, bytes], bytes | None]
+"""("A" or "B" who sent it, kind and payload) -> what goes on; None cuts the connection."""
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+class Collector:
+    """A client of one device socket: acknowledges every block, remembers all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.blocks: dict[int, bytes] = {}
+        self.voids: list[int] = []
+        self.alarms: dict[str, str] = {}
+        self.alarm_log: list[tuple[bool, str, str]] = []
+        self.connections = 0
+        self._next = 0
+        self.task = asyncio.create_task(follow(path, self, first_wait=0.05, longest_wait=0.2))
+
+    def next_block(self) -> int:
+        return self._next
+
+    async def connected(self, device: DeviceClient) -> None:
+        self.connections += 1
+        self.alarms.clear()
+
+    async def event(self, device: DeviceClient, event: Event) -> None:
+        match event:
+            case BlockEvent(block, keys):
+                assert block >= self._next and block not in self.blocks, "a block number came back"
+                self.blocks[block] = bytes(keys)
+                self._next = block + 1
+                await device.ack(block)
+            case VoidEvent(before):
+                self.voids.append(before)
+                for block in [b for b in self.blocks if b < before]:
+                    del self.blocks[block]
+            case AlarmEvent(active, kind, detail):
+                self.alarm_log.append((active, kind, detail))
+                if active:
+                    self.alarms[kind] = detail
+                else:
+                    self.alarms.pop(kind, None)
+
+    def disconnected(self, error: KeySourceError) -> None:
+        pass
+
+
+class Proxy:
+    """Between Bob and Alice.  ``tickets`` has every pad ticket that a START ever named."""
+
+    def __init__(self, listen: int, target: int) -> None:
+        self._listen, self._target = listen, target
+        self.touch: Touch | None = None
+        self.tickets: list[int] = []
+        self.kinds: list[tuple[str, str]] = []
+        self.touched: list[str] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._listen)
+
+    async def aclose(self) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        writers = [writer]
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            there, back = await asyncio.open_connection("127.0.0.1", self._target)
+            writers.append(back)
+            ways = [asyncio.create_task(self._pump(*way)) for way in ((reader, back, "B"), (there, writer, "A"))]
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+                await asyncio.gather(*ways, return_exceptions=True)
+        for each in writers:
+            each.close()
+        self._tasks.discard(task)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sender: str) -> None:
+        while True:
+            length = int.from_bytes(await reader.readexactly(4), "big")
+            body: bytes | None = await reader.readexactly(length)
+            assert body is not None
+            self.kinds.append((sender, Kind(body[0]).name))
+            if body[0] == Kind.START:
+                self.tickets.append(Start.from_untrusted(body[1:]).ticket)
+            if self.touch is not None:
+                body = self.touch(sender, body)
+            if body is None:
+                return
+            writer.write(len(body).to_bytes(4, "big") + body)
+            await writer.drain()
+
+
+class LinkLab:
+    """Folder, ports, processes.  ``async with LinkLab(tmp_path) as lab``."""
+
+    def __init__(self, folder: Path, *, preset: str = "demo", pace: str = "fast", separate: bool = False) -> None:
+        self.folder = folder
+        self.log = (folder / "log").open("wb")
+        classical, fibre, front = free_ports(3)
+        plan = PairPlan(
+            Address("127.0.0.1", classical),
+            Address("127.0.0.1", fibre),
+            preset=preset,
+            pace=pace,  # type: ignore[arg-type]
+            separate_fibre=separate,
+        )
+        write_pair(folder, plan)
+        self.proxy = Proxy(front, classical)
+        bob = folder / "bob" / "link.toml"
+        bob.write_text(bob.read_text().replace(str(plan.classical), f"127.0.0.1:{front}"))
+        self.sites = ("fibre", "alice", "bob") if separate else ("alice", "bob")
+        self.processes: dict[str, asyncio.subprocess.Process] = {}
+        self.clients: dict[str, Collector] = {}
+
+    async def __aenter__(self) -> LinkLab:
+        await self.proxy.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for client in self.clients.values():
+            client.task.cancel()
+            await asyncio.gather(client.task, return_exceptions=True)
+        for site in list(self.processes):
+            await self.stop(site)
+        await self.proxy.aclose()
+        self.log.close()
+
+    def file(self, site: str) -> Path:
+        return self.folder / site / "link.toml"
+
+    async def start(self, *sites: str) -> None:
+        for site in sites or self.sites:
+            self.processes[site] = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "keysource.qkd", "run", str(self.file(site))),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=self.log,
+                cwd=self.folder / site,
+                env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            )
+
+    def attach(self, *sites: str) -> None:
+        for site in sites or ("alice", "bob"):
+            self.clients[site] = Collector(self.folder / site / "device.sock")
+
+    def pid(self, site: str) -> int:
+        return self.processes[site].pid
+
+    def fibre_pid(self) -> int | None:
+        """The fibre: a process of its own, or Alice's child."""
+        if "fibre" in self.processes:
+            return self.pid("fibre")
+        alice = self.pid("alice")
+        found = Path(f"/proc/{alice}/task/{alice}/children").read_text().split()
+        return int(found[0]) if found else None
+
+    async def kill(self, site: str) -> None:
+        """kill -9."""
+        process = self.processes.pop(site)
+        process.kill()
+        await process.wait()
+
+    async def stop(self, site: str) -> int:
+        """SIGTERM, as an orderly end."""
+        process = self.processes.pop(site)
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(10):
+                return await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise
+
+    async def eve(self, fraction: float) -> None:
+        await until(lambda: (self.folder / "alice" / "eve.sock").exists())
+        await ask(self.folder / "alice" / "eve.sock", {"fraction": fraction})
+
+    async def status(self, site: str) -> dict[str, Any]:
+        return await ask(self.folder / site / "link-state" / "status.sock", {})
+
+    def common(self) -> list[int]:
+        """Blocks that both clients have; those that differ fail here."""
+        a, b = (self.clients[site].blocks for site in ("alice", "bob"))
+        both = sorted(set(a) & set(b))
+        for block in both:
+            assert a[block] == b[block], f"block {block} differs"
+        return both
+
+    async def blocks(self, more: int, within: float = 40.0) -> list[int]:
+        """Wait for so many blocks at both ends beyond those that any end has now."""
+        newest = max([-1, *self.clients["alice"].blocks, *self.clients["bob"].blocks])
+        await until(lambda: len([b for b in self.common() if b > newest]) >= more, within, self.words)
+        return self.common()
+
+    def words(self) -> str:
+        """The processes' log."""
+        return (self.folder / "log").read_text()[-3000:]
+
+
+async def until(
+    condition: Callable[[], object], within: float = 20.0, explain: Callable[[], str] = lambda: ""
+) -> None:
+    """Poll until it holds; fail after ``within`` seconds."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within} s: {explain()}"
+        await asyncio.sleep(0.02)

@@ -1,0 +1,294 @@
+"""The link as it is run: three processes that share nothing but sockets, killed, tampered with, eavesdropped on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from qkd_lab import LinkLab, until
+
+from keysource.base import Origin
+from keysource.device.client import DeviceClient
+from keysource.qkd.distill.wire import Kind
+
+LONG = os.environ.get("QVPN_TEST_LONG") == "1"
+pytestmark = pytest.mark.timeout(900 if LONG else 180)
+
+
+async def test_the_demo_delivers_twenty_equal_keys_in_ten_seconds_and_ends_in_order(tmp_path: Path) -> None:
+    async with LinkLab(tmp_path, pace="realtime") as lab:
+        began = time.monotonic()
+        await lab.start()
+        lab.attach()
+        await lab.blocks(1, within=10)
+        first = time.monotonic() - began
+        (block,) = lab.common()
+        assert len(lab.clients["alice"].blocks[block]) >= 20 * 32
+        assert first < 10
+        for site, end in (("alice", "a"), ("bob", "b")):
+            device = await DeviceClient.connect(tmp_path / site / "device.sock")
+            assert device.info.origin is Origin.SIMULATED and device.info.end == end
+            await device.aclose()
+        await lab.blocks(1, within=10)
+        a, b = await lab.status("alice"), await lab.status("bob")
+        assert a["state"] == "up" and a["key_rate"] >= 1.0 and a["warning"].startswith("SIMULATED")
+        assert a["ledger_balance"] == 0 == b["ledger_balance"]
+        assert a["blocks_passed"] == b["blocks_passed"] >= 2 and a["ledger"] == b["ledger"]
+        assert abs(a["qber"] - 0.005) < 0.004
+        fibre = lab.fibre_pid()
+        assert await lab.stop("bob") == 0 and await lab.stop("alice") == 0
+        assert fibre is not None and not Path(f"/proc/{fibre}").exists()
+        assert not (tmp_path / "alice" / "device.sock").exists()
+
+
+async def test_processes_share_no_file_memory_or_seed(tmp_path: Path) -> None:
+    """By their open descriptors, their memory maps, their environment and arguments."""
+    async with LinkLab(tmp_path) as lab:
+        await lab.start()
+        lab.attach()
+        await lab.blocks(1)
+        fibre = lab.fibre_pid()
+        assert fibre is not None
+        pids = {"alice": lab.pid("alice"), "bob": lab.pid("bob"), "fibre": fibre}
+        secret = [(tmp_path / site / "auth.pad").read_bytes() for site in ("alice", "bob")]
+        assert secret[0] == secret[1]
+        assert (tmp_path / "alice/auth.pad").stat().st_ino != (tmp_path / "bob/auth.pad").stat().st_ino
+        files: dict[str, set[str]] = {}
+        for site, pid in pids.items():
+            links = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+            files[site] = {link for link in links if str(tmp_path) in link and not link.endswith("/log")}
+            maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+            shared = [line for line in maps if line.split()[1] in ("rw-s", "-w-s", "rwxs")]
+            assert not shared, shared
+            outside = Path(f"/proc/{pid}/environ").read_bytes() + Path(f"/proc/{pid}/cmdline").read_bytes()
+            assert not any(part.hex().encode() in outside for part in (secret[0][:16], secret[0][64:80]))
+            names = [name for name in ("alice", "bob") if f"/{name}/" in " ".join(files[site])]
+            assert names in ([], [site])
+        assert not files["alice"] & files["bob"] and not files["fibre"]
+        assert "auth.pad" not in " ".join(files["fibre"])
+
+
+async def test_eve_stops_the_keys_and_raises_the_alarm_and_leaving_lets_them_come_back(tmp_path: Path) -> None:
+    async with LinkLab(tmp_path) as lab:
+        await lab.start()
+        lab.attach()
+        await lab.blocks(1)
+        await lab.eve(1.0)
+        alice, bob = lab.clients["alice"], lab.clients["bob"]
+        await until(lambda: "qber" in alice.alarms and "qber" in bob.alarms, 20, lab.words)
+        quiet = dict(alice.blocks), dict(bob.blocks)
+        failed = (await lab.status("alice"))["blocks_failed"]
+        await until_failed(lab, failed + 2)
+        assert (alice.blocks, bob.blocks) == quiet, "a block came while Eve was there"
+        for site in ("alice", "bob"):
+            status = await lab.status(site)
+            assert status["state"] == "aborted" and 0.23 < status["qber"] < 0.27 and "qber" in status["alarm"]
+            assert status["ledger_balance"] == 0
+        await lab.eve(0.0)
+        await lab.blocks(1)
+        assert not alice.alarms and not bob.alarms
+        assert (await lab.status("bob"))["state"] == "up"
+
+
+async def until_failed(lab: LinkLab, count: int) -> None:
+    async with asyncio.timeout(30):
+        while (await lab.status("alice"))["blocks_failed"] < count:
+            await asyncio.sleep(0.1)
+
+
+async def test_kill_9_of_any_process_at_any_moment_uses_no_ticket_twice_and_heals(tmp_path: Path) -> None:
+    chance = random.Random()
+    async with LinkLab(tmp_path) as lab:
+        await lab.start()
+        lab.attach()
+        await lab.blocks(1)
+        for round_number in range(45 if LONG else 6):
+            victim = ("alice", "bob", "fibre")[round_number % 3]
+            await asyncio.sleep(chance.uniform(0.0, 0.8))
+            if victim == "fibre":
+                pid = lab.fibre_pid()
+                if pid is not None:
+                    os.kill(pid, 9)
+            else:
+                await lab.kill(victim)
+                await asyncio.sleep(chance.choice([0.0, 0.3]))
+                await lab.start(victim)
+            await lab.blocks(1)
+        tickets = lab.proxy.tickets
+        assert len(tickets) == len(set(tickets)), "a pad ticket was used twice"
+        a, b = await lab.status("alice"), await lab.status("bob")
+        assert abs(a["tickets_spent"] - b["tickets_spent"]) <= 1
+        assert a["tickets_spent"] >= len(tickets) - 1
+
+
+@pytest.mark.parametrize("kind", [Kind.READY, Kind.SIFT, Kind.PARITY, Kind.AUTH, Kind.COMMIT])
+async def test_a_flipped_bit_on_the_wire_ends_the_block_raises_the_alarm_and_the_next_block_heals(
+    tmp_path: Path, kind: Kind
+) -> None:
+    async with LinkLab(tmp_path) as lab:
+
+        def flip(_sender: str, body: bytes) -> bytes:
+            if body[0] != kind or lab.proxy.touched:
+                return body
+            lab.proxy.touched.append(kind.name)
+            return body[:-1] + bytes([body[-1] ^ 1])
+
+        lab.proxy.touch = flip
+        await lab.start()
+        lab.attach()
+        await lab.blocks(1)
+        assert lab.proxy.touched
+        log = lab.clients["alice"].alarm_log + lab.clients["bob"].alarm_log
+        raised = [entry for entry in log if entry[0] and entry[1] == "authentication"]
+        states = [await lab.status(site) for site in ("alice", "bob")]
+        assert raised or any(s["blocks_failed"] for s in states)
+        assert not any(client.alarms for client in lab.clients.values())
+        assert all(s["ledger_balance"] == 0 for s in states)
+
+
+async def test_a_wire_that_flips_cuts_and_repeats_at_random_never_makes_ends_differ(tmp_path: Path) -> None:
+    chance = random.Random()
+    async with LinkLab(tmp_path) as lab:
+
+        def disturb(sender: str, body: bytes) -> bytes | None:
+            kind = Kind(body[0])
+            likely = 0.004 if kind in (Kind.ASK, Kind.PARITY) else 0.04
+            if kind in (Kind.PING, Kind.INVITE) or chance.random() > likely:
+                return body
+            lab.proxy.touched.append(kind.name)
+            deed = chance.choice(["flip", "cut", "shorter"])
+            if deed == "cut":
+                return None
+            if deed == "shorter" and len(body) > 1:
+                return body[:-1]
+            bit = chance.randrange(8 * len(body))
+            return body[: bit // 8] + bytes([body[bit // 8] ^ 1 << bit % 8]) + body[bit // 8 + 1 :]
+
+        lab.proxy.touch = disturb
+        await lab.start()
+        lab.attach()
+        end = time.monotonic() + (120 if LONG else 12)
+        while time.monotonic() < end:
+            await asyncio.sleep(0.2)
+            lab.common()  # asserts
+        lab.proxy.touch = None
+        await lab.blocks(1)
+        assert len(lab.proxy.touched) > 3
+        tickets = lab.proxy.tickets
+        assert len(tickets) == len(set(tickets))
+
+
+async def test_a_block_that_one_end_lost_is_voided_at_the_other(tmp_path: Path) -> None:
+    """Nobody takes Alice's blocks; she is killed with them.  Bob's client has them and is told to forget them."""
+    async with LinkLab(tmp_path) as lab:
+        await lab.start()
+        lab.attach("bob")
+        bob = lab.clients["bob"]
+        await until(lambda: len(bob.blocks) >= 2, 30, lab.words)
+        newest = max(bob.blocks)
+        await lab.kill("alice")
+        await lab.start("alice")
+        await until(lambda: any(before > newest for before in bob.voids), 30, lab.words)
+        assert all(block > newest for block in bob.blocks)
+        lab.attach("alice")
+        await lab.blocks(1)
+
+
+async def test_a_restored_backup_refuses_to_run_and_says_why(tmp_path: Path) -> None:
+    async with LinkLab(tmp_path) as lab:
+        await lab.start()
+        lab.attach()
+        await lab.blocks(1)
+        backup = tmp_path / "bob" / "link-state" / "link.json"
+        shutil.copy2(backup, tmp_path / "copy")
+        await lab.blocks(2)
+        await lab.stop("bob")
+        shutil.copy2(tmp_path / "copy", backup)
+        await lab.start("bob")
+        async with asyncio.timeout(20):
+            assert await lab.processes["bob"].wait() == 1
+        assert "it is a backup, and would use pad twice" in lab.words()
+        assert "Traceback" not in lab.words()
+
+
+async def test_different_presets_are_named_at_both_ends_and_make_no_key(tmp_path: Path) -> None:
+    async with LinkLab(tmp_path) as lab:
+        bob = lab.file("bob")
+        bob.write_text(bob.read_text().replace('"demo"', '"lab10"'))
+        await lab.start()
+
+        async def reason(site: str) -> str:
+            async with asyncio.timeout(15):
+                while "preset" not in (said := (await lab.status(site))["reason"]):
+                    await asyncio.sleep(0.1)
+            return said
+
+        await until(lambda: (tmp_path / "bob" / "link-state" / "status.sock").exists(), 15)
+        assert "'demo'" in await reason("bob") and "'lab10'" in await reason("alice")
+        assert not lab.proxy.tickets, "a mistake in a file must not cost pad"
+
+
+async def test_another_pad_gets_nowhere_and_costs_nothing(tmp_path: Path) -> None:
+    async with LinkLab(tmp_path) as lab:
+        (tmp_path / "bob" / "auth.pad").write_bytes(os.urandom(4096))
+        await lab.start()
+        await until(lambda: "does not have this link's pad" in lab.words(), 15)
+        assert not lab.proxy.tickets
+
+
+async def test_without_takers_the_link_sleeps_and_wakes_when_keys_are_taken(tmp_path: Path) -> None:
+    async with LinkLab(tmp_path) as lab:
+        await lab.start()
+        lab.attach("bob")
+        await until(lambda: (tmp_path / "alice" / "link-state" / "status.sock").exists(), 15)
+        async with asyncio.timeout(60):
+            while "sleeps" not in (status := await lab.status("alice"))["reason"]:
+                await asyncio.sleep(0.2)
+        blocks, before = status["blocks_passed"], cpu_seconds(lab)
+        await asyncio.sleep(2.0)
+        assert (await lab.status("alice"))["blocks_passed"] == blocks
+        assert cpu_seconds(lab) - before < 0.4, "a link that sleeps costs next to nothing"
+        lab.attach("alice")
+        await lab.blocks(1)
+
+
+def cpu_seconds(lab: LinkLab) -> float:
+    """Of all three processes."""
+    total = 0
+    for pid in (lab.pid("alice"), lab.pid("bob"), lab.fibre_pid()):
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+async def test_a_fibre_process_of_its_own_and_eve_by_its_file(tmp_path: Path) -> None:
+    async with LinkLab(tmp_path, separate=True) as lab:
+        await lab.start()
+        lab.attach()
+        await lab.blocks(1)
+        assert "auth.pad" not in " ".join(p.name for p in (tmp_path / "fibre").iterdir())
+        command = [sys.executable, "-m", "keysource.qkd", "eve", str(lab.file("fibre")), "on", "--fraction", "0.5"]
+        run = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+        assert run.returncode == 0 and "50 %" in run.stdout
+        await until(lambda: "qber" in lab.clients["bob"].alarms, 20, lab.words)
+        await lab.kill("fibre")
+        await lab.start("fibre")  # a new fibre has no Eve
+        await lab.blocks(1)
+        assert not lab.clients["bob"].alarms
+
+
+async def test_an_end_runs_once(tmp_path: Path) -> None:
+    async with LinkLab(tmp_path) as lab:
+        await lab.start("bob")
+        await until(lambda: (tmp_path / "bob" / "link-state" / "link.json").exists())
+        command = [sys.executable, "-m", "keysource.qkd", "run", str(lab.file("bob"))]
+        run = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+        assert run.returncode == 2 and "another process of this link is running" in run.stderr
+        assert "Traceback" not in run.stderr
