@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from qvpn.crypto.suites import SUITES
 from qvpn.demo import measure
 from qvpn.demo.lab import SITES
 from qvpn.demo.measure import Load, Loss
@@ -20,7 +21,7 @@ from qvpn.demo.steps import Facts, require, wait_for
 
 FIRST_KEYS = 20
 FIRST_KEYS_WITHIN = 30.0
-BULK_BYTES = 16_000_000
+BULK_BYTES = 64_000_000
 LOAD_RATE = 1200.0
 """Numbered packets a second in each direction."""
 REKEYS = 4
@@ -60,18 +61,25 @@ class Acts:
     def keys_arrive(self, facts: Facts) -> None:
         scene = self._scene
         scene.prepare()
-        scene.start()
+        scene.start_keys()
+        scene.prepare_second_pair()  # keys are on their way meanwhile
+        self._start_captures()
+        start = time.monotonic()
+        self._wait_keys(1)
+        scene.start_daemons()
+        self._wait_keys(FIRST_KEYS)
+        facts["seconds_waited"] = round(time.monotonic() - start, 1)
         stored = scene.stored_keys
-
-        def enough() -> bool:
-            scene.check_running()
-            return min(stored(site) for site in SITES) >= FIRST_KEYS
-
-        took = wait_for(f"{FIRST_KEYS} keys at each KME", enough, within=FIRST_KEYS_WITHIN)
-        facts["seconds_to_first_keys"] = round(took, 1)
         for site in SITES:
             facts[f"keys_at_{site}"] = stored(site)
         facts |= scene.link_facts()
+
+    def _wait_keys(self, count: int) -> None:
+        def enough() -> bool:
+            self._scene.check_running()
+            return min(self._scene.stored_keys(site) for site in SITES) >= count
+
+        wait_for(f"{count} keys at each KME", enough, within=FIRST_KEYS_WITHIN)
 
     def handshake(self, facts: Facts) -> None:
         strict = self._scene.pairs[STRICT]
@@ -82,6 +90,7 @@ class Acts:
         epoch = views["alice"]["epoch"]
         facts["policy"] = views["alice"]["policy"]
         facts["epoch"] = epoch["number"]
+        facts["suite"], facts["datagrams"] = self._handshake_on_the_wire()
         facts["initiator"] = next(site for site in SITES if views[site]["epoch"]["role"] == "initiator")
         facts["handshake_seconds"] = views["alice"]["handshake_seconds"]
         facts["key_id_hash_at_both_ends"] = epoch["key_id_hash"]
@@ -91,6 +100,14 @@ class Acts:
         require(epoch["origin"] == "simulated", f"the origin is {epoch['origin']}, and the link is simulated")
         require(bool(epoch["simulated"]), "the epoch rests on simulated keys and its status does not say so")
 
+    def _handshake_on_the_wire(self) -> tuple[str, dict[str, int]]:
+        """The suite that the first handshake named on the outer link, and its datagrams by message."""
+        capture = self._captures["alice"]
+        wait_for("a handshake in the capture", lambda: "M4" in _datagrams(capture), within=3)
+        suites = capture.lines()[-1]["suites"]
+        require(len(suites) == 1, f"suites {suites} on the outer link, expected one")
+        return SUITES[suites[0]].name, _datagrams(capture)
+
     def _same_epoch(self, pair: str) -> bool:
         hashes = [(daemon.peer()["epoch"] or {}).get("key_id_hash") for daemon in self._scene.pairs[pair].values()]
         return hashes[0] is not None and hashes[0] == hashes[1]
@@ -99,7 +116,9 @@ class Acts:
 
     def traffic(self, facts: Facts) -> None:
         scene = self._scene
-        self._start_captures()
+        self._tun_capture = measure.start_capture(
+            scene.lab, "alice", scene.interface(STRICT), scene.marker, inner=INNER_NETWORKS, name="capture-tun"
+        )
         for family, inner in scene.inner(STRICT).items():
             result = measure.ping(scene.lab, "alice", inner["bob"], count=5)
             facts[f"ping_{family}"] = f"{result['received']} of {result['sent']} answered, {result['mean_ms']} ms"
@@ -118,9 +137,6 @@ class Acts:
             self._captures[site] = measure.start_capture(
                 scene.lab, site, OUTER, scene.marker, inner=INNER_NETWORKS, port=PORT
             )
-        self._tun_capture = measure.start_capture(
-            scene.lab, "alice", scene.interface(STRICT), scene.marker, inner=INNER_NETWORKS, name="capture-tun"
-        )
 
     def rekeys_under_load(self, facts: Facts) -> None:
         strict = self._scene.pairs[STRICT]
@@ -151,7 +167,7 @@ class Acts:
         return Load(scene.lab, inner, scene.marker, rate=rate, linger=1.0, name=f"load-{pair}", report=0.25)
 
     def capture(self, facts: Facts) -> None:
-        """Counts since the traffic step: pings, the bulk transfer and the load are all in it."""
+        """Counts from before the first handshake on: that, pings, the bulk transfer and the load are all in them."""
         assert self._tun_capture is not None
         control = self._tun_capture.finish()
         facts["frames_on_the_tun"] = control["frames"]
@@ -181,7 +197,8 @@ class Acts:
         facts["epochs_with_a_wrong_key"] = epochs
         facts["failed_handshakes"] = sum(after[site]["failures"] - before[site]["failures"] for site in SITES)
         facts["reason"] = after["alice"]["last_failure"] or after["bob"]["last_failure"]
-        facts["state"] = strict["alice"].state()
+        facts["state"] = {site: strict[site].state() for site in SITES}
+        facts["prefer_qkd_meanwhile"] = {site: self._scene.pairs[TOLERANT][site].state() for site in SITES}
         # A handshake that had its key before the fault may still have ended.
         require(epochs <= 1, f"{epochs} epochs were made while one KME flipped a byte of every key")
         require(facts["failed_handshakes"] > 0, "no handshake failed")
@@ -263,10 +280,10 @@ class Acts:
 
     def eve_on(self, facts: Facts) -> None:
         scene = self._scene
+        start = time.monotonic()
         scene.set_eve(on=True)
-        facts["seconds_to_the_alarm"] = round(
-            wait_for("an alarm of the link", lambda: all(scene.link_alarm(site) for site in SITES), within=20), 1
-        )
+        wait_for("an alarm of the link", lambda: all(scene.link_alarm(site) for site in SITES), within=20)
+        facts["seconds_to_the_alarm"] = round(time.monotonic() - start, 1)
         facts["alarm"] = scene.link_alarm("alice")
         before = scene.delivered_blocks()
         time.sleep(5.0)  # more than two blocks' time
@@ -291,6 +308,10 @@ class Acts:
         facts["tunnel"] = strict["alice"].state()
         require(facts["tunnel"] == "qkd", f"the tunnel is in state {facts['tunnel']}")
         self.totals["keys_used"] = max(strict[site].peer()["keys_used"] for site in SITES)
+
+
+def _datagrams(capture: Process) -> dict[str, int]:
+    return dict(capture.lines()[-1].get("handshake_datagrams", {}))
 
 
 def _received(load: Load | None) -> int:

@@ -29,7 +29,9 @@ _PACKET_STATISTICS = 6
 _ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
 _IPV4, _IPV6, _UDP = 0x0800, 0x86DD, 17
 _RECORD = 0x10
-"""First byte of a tunnel record (qvpn/handshake/PROTOCOL.md)."""
+_HANDSHAKE = {1: "M1", 2: "M2", 3: "M3", 4: "M4", 5: "RETRY", 6: "M3R"}
+_RETRY = 5
+"""First byte of a record and of the handshake datagrams (qvpn/handshake/PROTOCOL.md, chapter 3)."""
 
 _stopping = False
 
@@ -50,6 +52,8 @@ class Tally:
         self.with_plaintext = 0
         self.with_inner_address = 0
         self.records = 0
+        self.handshake: dict[str, int] = {}
+        self.suites: set[int] = set()
         self.last_record_at: float | None = None
         self.last_plaintext_at: float | None = None
 
@@ -80,9 +84,18 @@ class Tally:
             self.with_inner_address += 1
         if transport == _UDP and len(frame) > offset + 8:
             ports = struct.unpack_from(">HH", frame, offset)
-            if self._port in ports and frame[offset + 8] == _RECORD:
-                self.records += 1
-                self.last_record_at = now
+            if self._port in ports:
+                self._note_tunnel(frame[offset + 8 :], now)
+
+    def _note_tunnel(self, datagram: memoryview, now: float) -> None:
+        """Handshakes inside an epoch travel in records; only those outside any epoch show themselves here."""
+        if datagram[0] == _RECORD:
+            self.records += 1
+            self.last_record_at = now
+        elif name := _HANDSHAKE.get(datagram[0]):
+            self.handshake[name] = self.handshake.get(name, 0) + 1
+            if len(datagram) > 2 and datagram[0] != _RETRY:
+                self.suites.add(datagram[2])
 
     def result(self) -> dict[str, Any]:
         return {
@@ -93,6 +106,8 @@ class Tally:
             "frames_with_plaintext": self.with_plaintext,
             "frames_with_inner_address": self.with_inner_address,
             "tunnel_records": self.records,
+            "handshake_datagrams": self.handshake,
+            "suites": sorted(self.suites),
             "last_record_at": self.last_record_at,
             "last_plaintext_at": self.last_plaintext_at,
         }

@@ -93,7 +93,7 @@ class Process:
         try:
             return self._popen.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise ProcessFailed(f"{self.name} still runs after {timeout:g} s{self._last_words()}") from None
+            raise ProcessFailed(f"{self.name} still runs after {timeout:g} s{self.last_words()}") from None
 
     def stop(self, timeout: float = 5.0) -> int:
         """SIGTERM, then SIGKILL to the whole group after ``timeout`` seconds; returns the exit code."""
@@ -125,7 +125,7 @@ class Process:
         code = self.wait(timeout)
         found = self.lines()
         if code != 0 or not found:
-            raise ProcessFailed(f"{self.name} ended with code {code}{self._last_words()}")
+            raise ProcessFailed(f"{self.name} ended with code {code}{self.last_words()}")
         return found[-1]
 
     def finish(self, timeout: float = 10.0) -> dict[str, Any]:
@@ -140,9 +140,9 @@ class Process:
             if found := self.lines():
                 return found[0]
             if not self.running:
-                raise ProcessFailed(f"{self.name} ended with code {self.poll()}{self._last_words()}")
+                raise ProcessFailed(f"{self.name} ended with code {self.poll()}{self.last_words()}")
             time.sleep(0.01)
-        raise ProcessFailed(f"{self.name} printed nothing for {timeout:g} s{self._last_words()}")
+        raise ProcessFailed(f"{self.name} printed nothing for {timeout:g} s{self.last_words()}")
 
     def tail(self, count: int = 15) -> list[str]:
         """The last lines of its log, or of its output where it logged nothing."""
@@ -151,7 +151,8 @@ class Process:
                 return lines[-count:]
         return []
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """The last lines of its log as the end of a sentence; empty where it said nothing."""
         tail = self.tail(5)
         return ": " + " | ".join(tail) if tail else ""
 

@@ -35,7 +35,7 @@ _KME, _LINK, _TUNNEL = "kme.toml", "link.toml", "qvpn.toml"
 
 
 class Scene:
-    """The programs of both sites and the fibre; nothing runs before :meth:`start`."""
+    """The programs of both sites and the fibre; nothing runs before ``start_...``."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -50,12 +50,15 @@ class Scene:
     # setting it up
 
     def prepare(self) -> None:
-        """Write every configuration."""
+        """Write the configurations of ``qvpn init``, with what the demo changes in them."""
         sites.init(self.lab, "--key-source", "etsi014", "--allow-simulated", "--rekey", f"{REKEY:g}s")
         self._lay_the_fibre()
         for site in SITES:
             sites.with_ipv6_inside(self.lab, site)
             sites.change(self.lab, site, lambda table: table["peer"][0].update(hard_end=f"{HARD_END:g}s"))
+
+    def prepare_second_pair(self) -> None:
+        """The second daemon of each site, in its folder ``prefer``."""
         for site in SITES:
             self._second_identity(site)
         for site in SITES:
@@ -114,13 +117,16 @@ class Scene:
 
         toml.change(file, edit)
 
-    def start(self) -> None:
-        """Fibre, both ends of the link, both KMEs, both pairs of daemons."""
+    def start_keys(self) -> None:
+        """Fibre, both ends of the link, both KMEs."""
         for name in ("fibre", *SITES):
             command = [*program("qvpn-qkd"), "run", str(SITE / _LINK)]
             self._links[name] = self.lab[name].start("qvpn-qkd", command, site=True)
         for site in SITES:
             self.start_kme(site)
+
+    def start_daemons(self) -> None:
+        """Both pairs."""
         for pair in self.pairs.values():
             for daemon in pair.values():
                 daemon.start()

@@ -16,7 +16,7 @@ from qvpn import uapi
 from qvpn.demo import toml
 from qvpn.demo.lab import SITES, WAN4, Lab
 from qvpn.demo.launch import SITE
-from qvpn.demo.process import Process, environment, program
+from qvpn.demo.process import Process, ProcessFailed, environment, program
 from qvpn.demo.steps import wait_for
 
 PORT = 51840
@@ -129,9 +129,20 @@ class Daemon:
     def wait_state(self, *wanted: str, within: float) -> float:
         """Wait until the peer is in one of these states; StepFailed otherwise.  Returns the seconds it took."""
         what = f"{self.site} ({self.name}) in state {' or '.join(wanted)}"
-        return wait_for(what, lambda: self.state() in wanted, within=within)
+        return wait_for(what, lambda: self._alive() and self.state() in wanted, within=within)
 
     def wait_epochs(self, count: int, *, within: float) -> float:
         """Wait until at least ``count`` epochs were confirmed since the daemon's start."""
         what = f"{count} epochs at {self.site} ({self.name})"
-        return wait_for(what, lambda: self.answers() and self.peer()["epochs"] >= count, within=within)
+        return wait_for(what, lambda: self._alive() and self.answers() and self._epochs() >= count, within=within)
+
+    def _epochs(self) -> int:
+        return int(self.peer()["epochs"])
+
+    def _alive(self) -> bool:
+        """ProcessFailed where the daemon's process has ended: nothing is to be waited for then."""
+        if self.process is not None and not self.process.running:
+            raise ProcessFailed(
+                f"{self.process.name} ended with code {self.process.poll()}{self.process.last_words()}"
+            )
+        return True

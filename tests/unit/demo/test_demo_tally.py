@@ -37,7 +37,7 @@ def _count(*frames: bytes, ethernet: bool = True, room: int = 65536) -> dict[str
 def test_plaintext_records_and_inner_addresses_are_counted(left: str, right: str, ethernet: bool) -> None:
     result = _count(
         _udp(left, right, b"\x10" + bytes(40)),
-        _udp(left, right, b"\x01" + bytes(40)),
+        _udp(left, right, b"\x01\x01\x03" + bytes(40)),
         _udp(left, right, b"\x10" + payload.filled(200, MARKER)),
         _udp("10.90.0.1", "10.90.0.2", bytes(10), port=9),
         _udp("fd90::1", right if ":" in right else "fd91::1", bytes(10), port=9),
@@ -48,6 +48,8 @@ def test_plaintext_records_and_inner_addresses_are_counted(left: str, right: str
     assert result["last_plaintext_at"] == 2.0
     assert result["tunnel_records"] == 2
     assert result["last_record_at"] == 2.0
+    assert result["handshake_datagrams"] == {"M1": 1}
+    assert result["suites"] == [3]
     assert result["frames_with_inner_address"] == 2
     assert result["truncated"] == 0
 
