@@ -43,11 +43,11 @@ def serve(
     """Run in the foreground until SIGTERM or Ctrl-C; log to standard error."""
     ordered = _fault(fault)
     config = _load(file)
-    set_up(json_lines=not sys.stderr.isatty())
     try:
         server = KmeServer(config, ordered)
     except ConfigError as error:
         _fail(f"{file}: {error}", 2)
+    set_up(json_lines=not sys.stderr.isatty())
     try:
         asyncio.run(server.run())
     except (StoreError, ListenError, ControlError) as error:

@@ -23,18 +23,6 @@ from keysource.errors import (
 from keysource.kme.control import ControlError
 
 
-async def draw_many(source, peer, count, at_once=4):
-    """``count`` draws, a few at a time."""
-    keys = []
-
-    async def worker(number):
-        keys.extend([await source.get_key(peer) for _ in range(number)])
-
-    shares = [count // at_once + (1 if i < count % at_once else 0) for i in range(at_once)]
-    await asyncio.gather(*(worker(share) for share in shares))
-    return keys
-
-
 async def fetch_all(source, peer, keys, at_once=8):
     """What the other end has for each of these key_IDs."""
     gate = asyncio.Semaphore(at_once)
@@ -53,23 +41,32 @@ async def test_draws_from_both_sides_at_once_share_no_key(make_lab, counts):
     await lab.start(keys=0)
     for _ in range(-(-total // 500)):
         lab.publish(512)
-    await lab.until(lambda: lab.held("alice") >= total and lab.held("bob") >= total, "all blocks")
-    alice, bob = await lab.source("alice"), await lab.source("bob")
-    drawn = await asyncio.gather(
-        draw_many(alice, "sae-bob", total // 2), draw_many(bob, "sae-alice", total - total // 2)
-    )
-    keys = [key for half in drawn for key in half]
-    assert len(keys) == total
-    assert len({key.key_id for key in keys}) == total
-    assert len({bytes(key.material) for key in keys}) == total
-    fetched = await asyncio.gather(fetch_all(bob, "sae-alice", drawn[0]), fetch_all(alice, "sae-bob", drawn[1]))
-    for key, copy in zip(keys, [key for half in fetched for key in half], strict=True):
-        assert (copy.key_id, copy.material, copy.origin) == (key.key_id, key.material, Origin.SIMULATED)
-    for key in drawn[0][:20]:
+    await lab.until(lambda: min(lab.held("alice"), lab.held("bob")) >= total, "all blocks", seconds=60)
+    clients = {site: lab.client(f"sae-{site}", site, keep_alive=True) for site in ("alice", "bob")}
+
+    async def draw(site, other, number):
+        """One of several at once: draw ``number`` keys, and fetch each at the other end."""
+        pairs = []
+        for _ in range(number):
+            [key] = await clients[site].enc_keys(f"sae-{other}")
+            [copy] = await clients[other].dec_keys(f"sae-{site}", [key.key_id])
+            pairs.append((key, copy))
+        return pairs
+
+    at_once = 3
+    share = total // (2 * at_once)
+    halves = [("alice", "bob"), ("bob", "alice")] * at_once
+    done = await asyncio.gather(*(draw(site, other, share) for site, other in halves))
+    pairs = [pair for some in done for pair in some]
+    assert len(pairs) == 2 * at_once * share > 0.99 * total
+    assert len({key.key_id for key, _copy in pairs}) == len(pairs)
+    assert len({bytes(key.material) for key, _copy in pairs}) == len(pairs)
+    assert all((key.key_id, key.material) == (copy.key_id, copy.material) for key, copy in pairs)
+    for key, _copy in done[0][:20]:
         with pytest.raises(UnknownKeyID):
-            await bob.get_key_with_id("sae-alice", key.key_id)
+            await clients["bob"].dec_keys("sae-alice", [key.key_id])
     for site in ("alice", "bob"):
-        assert (lab.link(site)["issued"], lab.link(site)["fetched"]) == (total // 2, total // 2)
+        assert (lab.link(site)["issued"], lab.link(site)["fetched"]) == (at_once * share, at_once * share)
 
 
 async def test_where_one_end_owns_all_keys_the_other_says_so(make_lab):
