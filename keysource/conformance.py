@@ -31,6 +31,8 @@ from keysource.base import KEY_BYTES, Claiming, Hop, Key, KeySource, Origin, Sae
 from keysource.errors import BadAnswer, KeySourceError, NotOwner, Unauthorized, Unavailable, UnknownKeyID
 
 DRAWS = 40
+AT_ONCE = 50
+"""Calls of one end that wait at the same time."""
 PATIENCE = 10.0
 """Seconds that a key may take to arrive at an end."""
 
@@ -138,9 +140,11 @@ async def concurrent_draws_share_no_key(pair_factory: PairFactory, draws: int = 
         _require(len({key.key_id for key in keys}) == len(keys), "one key_ID was drawn twice")
         _require(len({bytes(key.material) for key in keys}) == len(keys), "two key_IDs have the same bytes")
         for end, half in zip(pair.ends(), halves, strict=True):
-            fetched = await asyncio.gather(*(end.other.fetch(key.key_id) for key in half))
-            for key, copy in zip(half, fetched, strict=True):
-                _same(key, copy)
+            for first in range(0, len(half), AT_ONCE):
+                some = half[first : first + AT_ONCE]
+                fetched = await asyncio.gather(*(end.other.fetch(key.key_id) for key in some))
+                for key, copy in zip(some, fetched, strict=True):
+                    _same(key, copy)
 
 
 async def cancelling_returns_no_key(pair_factory: PairFactory) -> None:
@@ -269,7 +273,14 @@ async def run_all(pair_factory: PairFactory) -> list[str]:
 
 
 async def _draw_many(end: End, count: int) -> list[Key]:
-    keys = await asyncio.gather(*(end.draw() for _ in range(count)))
+    """``count`` draws, :data:`AT_ONCE` at a time."""
+    keys: list[Key | None] = []
+
+    async def draw_in_turn(share: int) -> None:
+        keys.extend([await end.draw() for _ in range(share)])
+
+    shares = [len(range(first, count, AT_ONCE)) for first in range(AT_ONCE)]
+    await asyncio.gather(*map(draw_in_turn, shares))
     return [key for key in keys if key is not None]
 
 

@@ -71,6 +71,6 @@ async def test_keys_of_the_real_link_and_again_after_its_end_was_killed(tmp_path
         killed = b.child_pid
         assert killed is not None
         os.kill(killed, signal.SIGKILL)
-        after = await draw_at_both(a, b, 100)  # more than could have been in stock
+        after = await draw_at_both(a, b, 60)  # more than could have been in stock
         assert not before & after
         assert b.child_pid not in (None, killed)
