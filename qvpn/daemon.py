@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from keysource.base import KeySource
@@ -26,6 +26,7 @@ from qvpn.handshake.parameters import Initiate, PeerParameters, Randomness
 from qvpn.handshake.port import Port
 from qvpn.handshake.timers import overlap
 from qvpn.netio.base import Address, Bind, Tun
+from qvpn.netio.errors import NetioError
 from qvpn.observe import eventlog
 from qvpn.sitefiles import SiteFiles
 from qvpn.siteview import peer_view, source_view
@@ -56,7 +57,9 @@ class Daemon:
         clock: Callable[[], float] = privileged.boottime,
         log: Any = None,
         randomness: Randomness | None = None,
+        fit_mtu: Callable[[Sequence[int]], None] = lambda payloads: None,
     ) -> None:
+        """``fit_mtu(payloads)`` gets the bytes that a datagram to each known peer address can carry."""
         self.site = site
         self.config: Config = site.config
         self.stop_wanted = asyncio.Event()
@@ -64,6 +67,7 @@ class Daemon:
         self._tun = tun
         self._bind = bind
         self._clock = clock
+        self._fit_mtu = fit_mtu
         self._log = log if log is not None else eventlog.get_log(site=self.config.site.name)
         self._started = clock()
         self._random = randomness or Randomness(os.urandom, random.SystemRandom().random)
@@ -84,7 +88,7 @@ class Daemon:
         """Start the key sources, then the packet path, then every peer.
 
         Raises:
-            BadSettings, RolledBack: a key source that no waiting mends.
+            SourceRefused: a key source that no waiting mends.
         """
         await start_all(self._keepers)
         for peer in self.config.peer:
@@ -92,7 +96,7 @@ class Daemon:
         self._plane.start()
         await asyncio.gather(*(self._ask_source(peer) for peer in self.config.peer))
         for peer in self.config.peer:
-            self.agents[peer.name].start()
+            self.agents[peer.name].start(wait_for_source=_needs_key(peer))
             self._spawn(self._follow_endpoint(peer))
             if peer.name in self._feeds:
                 self._spawn(self._follow_source(peer))
@@ -112,7 +116,8 @@ class Daemon:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(feed.aclose() for feed in self._feeds.values()))
         await close_all(self._keepers)
-        self._log.info("stopped")
+        if self.agents:
+            self._log.info("stopped")
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -134,12 +139,20 @@ class Daemon:
             self._clock,
             self._log.bind(peer=peer.name),
             traffic=lambda: self._traffic(peer.name),
-            moved=lambda address: self._gate.set_endpoint(peer.name, address),
+            moved=lambda address: self._moved(peer.name, address),
         )
         agent.feed = feed
         self.agents[peer.name] = agent
         if peer.endpoint is not None and peer.endpoint.ip is not None:
             agent.set_endpoint(literal(peer.endpoint))
+
+    def _moved(self, peer: str, address: Address) -> None:
+        self._gate.set_endpoint(peer, address)
+        known = [agent.endpoint for agent in self.agents.values() if agent.endpoint is not None]
+        try:
+            self._fit_mtu([self._bind.max_payload(place) for place in {*known, address}])
+        except NetioError as error:
+            self._log.warning("the tunnel's MTU cannot be changed", reason=str(error))
 
     def _traffic(self, peer: str) -> tuple[float | None, float | None]:
         stats = self._plane.stats(peer)
@@ -275,3 +288,8 @@ class Daemon:
             drops={**self._plane.drops.nonzero(), **self._drops.nonzero()},
             send_errors=self._bind.errors,
         )
+
+
+def _needs_key(peer: Peer) -> bool:
+    """Whether only a key of the source can make an epoch of this peer acceptable."""
+    return peer.policy is Policy.REQUIRE_QKD and peer.max_qkd_age is None

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,14 +18,15 @@ from keysource.base import KeySource, SourceContext
 from keysource.errors import BadSettings, KeySourceError
 from keysource.registry import open_source
 from qvpn import privileged
-from qvpn.config.checks import harvestable
+from qvpn.config.checks import carries_ipv6, harvestable
 from qvpn.config.errors import ConfigError
-from qvpn.config.schema import Config
+from qvpn.config.schema import MIN_MTU, MIN_MTU_IPV6, Config
 from qvpn.control.endpoint import literal
+from qvpn.control.supervisor import SourceRefused
 from qvpn.daemon import Daemon
 from qvpn.dataplane.plane import tunnel_mtu
-from qvpn.netio.base import Bind
 from qvpn.netio.errors import NetioError
+from qvpn.netio.udp import FALLBACK_PAYLOAD
 from qvpn.observe import eventlog
 from qvpn.privileged import PrivilegedError
 from qvpn.sitefiles import SiteFiles, load_site
@@ -124,22 +125,32 @@ def _open(site: SiteFiles, sources: dict[str, KeySource], stack: ExitStack) -> t
     bind = stack.enter_context(contextlib.closing(privileged.open_bind(config.site.listen)))
     tun = stack.enter_context(contextlib.closing(privileged.open_tun(config.tunnel.interface)))
     routes = [network for peer in config.peer for network in peer.allowed_ips]
-    privileged.configure_tun(tun.name, config.tunnel.addresses, _mtu(config, bind), routes)
+    places = [literal(peer.endpoint) for peer in config.peer if peer.endpoint is not None and peer.endpoint.ip]
+    mtu = tunnel_mtu_for(config, [bind.max_payload(place) for place in places])
+    privileged.configure_tun(tun.name, config.tunnel.addresses, mtu, routes)
     control = privileged.control_socket(state / "control.sock")
     stack.callback(privileged.remove_socket, control, state / "control.sock")
     entry = privileged.RunEntry(config.site.name, state / "control.sock")
     stack.callback(entry.remove)
     with contextlib.suppress(OSError):
         entry.publish()
-    return Daemon(site, tun, bind, sources), control
+
+    def fit(payloads: Sequence[int]) -> None:
+        wanted = tunnel_mtu_for(config, payloads)
+        if wanted != tun.mtu:
+            privileged.set_mtu(tun.name, wanted)
+
+    return Daemon(site, tun, bind, sources, fit_mtu=fit), control
 
 
-def _mtu(config: Config, bind: Bind) -> int:
-    """What the configuration says, else what the narrowest path to a known peer address carries."""
+def tunnel_mtu_for(config: Config, payloads: Sequence[int]) -> int:
+    """What the configuration says, else what the narrowest of the paths to known peer addresses carries."""
     if config.tunnel.mtu is not None:
         return config.tunnel.mtu
-    places = [literal(peer.endpoint) for peer in config.peer if peer.endpoint is not None and peer.endpoint.ip]
-    return tunnel_mtu(min([DEFAULT_PAYLOAD, *(bind.max_payload(place) for place in places)]))
+    # A path whose MTU cannot be read (no route yet) says nothing; an address that comes later is looked at then.
+    known = [payload for payload in payloads if payload != FALLBACK_PAYLOAD]
+    mtu = tunnel_mtu(min(known, default=DEFAULT_PAYLOAD))
+    return max(mtu, MIN_MTU_IPV6 if carries_ipv6(config) else MIN_MTU)
 
 
 async def _serve(daemon: Daemon, listener: socket.socket) -> None:
@@ -160,8 +171,8 @@ async def _serve(daemon: Daemon, listener: socket.socket) -> None:
         if starting.done():
             starting.result()
             await wanted
-    except KeySourceError as error:
-        raise ConfigError(str(error), file=daemon.config.file) from None
+    except SourceRefused as refused:
+        raise source_error(daemon.config, refused.name, refused.error) from None
     finally:
         starting.cancel()
         wanted.cancel()

@@ -309,11 +309,13 @@ def require_net_admin() -> None:
 
 
 def effective_capabilities() -> int:
-    """The bit set CapEff of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return int(line.split()[1], 16)
-    return 0
+    """The bit set of all that any thread of this process may do."""
+    found = 0
+    for thread in Path("/proc/self/task").iterdir():
+        for line in (thread / "status").read_text().splitlines():
+            if line.startswith("CapEff:"):
+                found |= int(line.split()[1], 16)
+    return found
 
 
 def no_core() -> None:
@@ -326,7 +328,7 @@ def drop_privileges(*, low_port: bool) -> None:
     """Keep CAP_NET_ADMIN (and CAP_NET_BIND_SERVICE where a port below 1024 is listened on), for ever.
 
     Raises:
-        PrivilegedError: the kernel refused; then the daemon must not go on.
+        PrivilegedError: the kernel refused, or another thread keeps its rights; the daemon must not go on.
     """
     keep = 1 << CAP_NET_ADMIN | (1 << CAP_NET_BIND_SERVICE if low_port else 0)
     keep &= effective_capabilities()
@@ -337,7 +339,7 @@ def drop_privileges(*, low_port: bool) -> None:
             _prctl(_PR_CAPBSET_DROP, capability, may_fail=True)
     _capset(keep)
     if effective_capabilities() != keep:
-        raise PrivilegedError("privileges could not be dropped")
+        raise PrivilegedError("privileges could not be dropped in every thread")
 
 
 def _prctl(option: int, argument: int, *, may_fail: bool = False) -> None:
@@ -371,6 +373,11 @@ def configure_tun(
 ) -> None:
     """Set addresses, MTU and routes of the inner device.  Raises NetioError."""
     netlink.configure(name, addresses=addresses, mtu=mtu, routes=routes)
+
+
+def set_mtu(name: str, mtu: int) -> None:
+    """Change the MTU of the inner device.  Raises NetioError."""
+    netlink.set_mtu(name, mtu)
 
 
 def open_bind(listen: HostPort) -> UdpBind:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,8 @@ def check(file: File) -> None:
 
 def up(file: File) -> None:
     """Run the site's daemon in the foreground until Ctrl-C, SIGTERM or qvpn down."""
+    # Rights belong to threads: numpy's idle workers, started by the import, would keep root's.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     from qvpn import launch
 
     launch.run(file)

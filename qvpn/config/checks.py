@@ -52,12 +52,17 @@ def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
     return one.version == other.version and one.overlaps(other)
 
 
-def _mtu(config: Config) -> None:
-    tunnel = config.tunnel
-    networks: list[IPNetwork] = [address.network for address in tunnel.addresses]
+def carries_ipv6(config: Config) -> bool:
+    """Does the tunnel have an IPv6 address or network?"""
+    networks: list[IPNetwork] = [address.network for address in config.tunnel.addresses]
     for peer in config.peer:
         networks.extend(peer.allowed_ips)
-    if tunnel.mtu is not None and tunnel.mtu < MIN_MTU_IPV6 and any(net.version == 6 for net in networks):
+    return any(network.version == 6 for network in networks)
+
+
+def _mtu(config: Config) -> None:
+    mtu = config.tunnel.mtu
+    if mtu is not None and mtu < MIN_MTU_IPV6 and carries_ipv6(config):
         raise ConfigError(f"IPv6 needs at least {MIN_MTU_IPV6}", table="[tunnel]", key="mtu")
 
 

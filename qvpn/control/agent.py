@@ -91,6 +91,7 @@ class PeerAgent:
         self._timer: asyncio.TimerHandle | None = None
         self._pumping = False
         self._stopped = False
+        self._waits = False
         self._kept_alive = 0.0
         self._actions: dict[type, Callable[[Any], None]] = {
             events.SendCold: self._send_cold,
@@ -108,9 +109,15 @@ class PeerAgent:
 
     # orders
 
-    def start(self) -> None:
-        """Begin; with an endpoint a handshake starts at once."""
-        self.machine.start(self._clock())
+    def start(self, *, wait_for_source: bool = False) -> None:
+        """Begin; with an endpoint a handshake starts at once.
+
+        ``wait_for_source``: not before the key source is ready, for without a key nothing would come of it.  The
+        peer's handshakes are answered all the same.
+        """
+        self._waits = wait_for_source and not (self.feed is not None and self.feed.status.ready)
+        if not self._waits:
+            self.machine.start(self._clock())
         self.pump()
 
     def stop(self) -> None:
@@ -140,6 +147,8 @@ class PeerAgent:
         self._source_alarm(alarm)
         self._learn_names()
         self.machine.source_ready(ready, self._clock())
+        if ready and self._waits:
+            self.start()
         self.pump()
 
     def key_delivered(self, request: int, answer: KeyMaterial | KeyFault) -> None:

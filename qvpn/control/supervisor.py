@@ -17,6 +17,15 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 CLOSE_LIMIT = 5.0
 
 
+class SourceRefused(Exception):
+    """A key source that no waiting mends; ``error`` is what it said."""
+
+    def __init__(self, name: str, error: KeySourceError) -> None:
+        super().__init__(f"{name}: {error}")
+        self.name = name
+        self.error = error
+
+
 class SourceKeeper:
     """Starts, restarts and closes one source."""
 
@@ -36,10 +45,14 @@ class SourceKeeper:
         """Open the source, or go on trying in the background.
 
         Raises:
-            BadSettings, RolledBack: an operator must do something first.
+            SourceRefused: an operator must do something first.
         """
-        if not await self._try():
-            self._task = asyncio.get_running_loop().create_task(self._retry())
+        try:
+            if not await self._try():
+                self._task = asyncio.get_running_loop().create_task(self._retry())
+        except (BadSettings, RolledBack) as error:
+            self.problem = str(error)
+            raise SourceRefused(self.name, error) from None
 
     async def aclose(self) -> None:
         """Stop trying, close the source.  May be called twice."""
@@ -87,7 +100,7 @@ async def start_all(keepers: Mapping[str, SourceKeeper]) -> None:
     """Start every source, at the same time.
 
     Raises:
-        BadSettings, RolledBack: the first that cannot be mended by waiting; the others are closed again.
+        SourceRefused: the first that cannot be mended by waiting; the others are closed again.
     """
     results = await asyncio.gather(*(keeper.start() for keeper in keepers.values()), return_exceptions=True)
     for result in results:
