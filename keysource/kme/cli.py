@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -33,6 +35,11 @@ def main() -> None:
         app()
     except BrokenPipeError:
         sys.exit(1)
+    except Exception as error:  # a mistake of ours: where, and nothing of what was in hand
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(last.filename).name}:{last.lineno}"
+        print(f"qvpn-kme: internal error {type(error).__name__} at {place}; please report it", file=sys.stderr)
+        sys.exit(1)
 
 
 @app.command()
@@ -48,6 +55,7 @@ def serve(
     except ConfigError as error:
         _fail(f"{file}: {error}", 2)
     set_up(json_lines=not sys.stderr.isatty())
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold keys
     try:
         asyncio.run(server.run())
     except (StoreError, ListenError, ControlError) as error:

@@ -48,14 +48,14 @@ class Feed:
         """Is it the device that belongs here?  And what became of an alarm while nobody listened?"""
         await self._stop_watch()
         info = device.info
+        status = await device.status()
         try:
             row = await self._site.bind(LinkRow(self._peer, info.link, info.end, info.owner, info.origin, info.hops))
-        except StoreError as error:
+            await self._site.set_alarms(self._peer, {_UNNAMED: status.alarm} if status.alarm else {})
+        except (sqlite3.Error, StoreError) as error:
             raise Unavailable(str(error)) from None
-        status = await device.status()
         if status.next_block < row.next_block:
             log.error("the device starts anew", peer=self._peer, next_block=status.next_block, stored=row.next_block)
-        await self._site.set_alarms(self._peer, {_UNNAMED: status.alarm} if status.alarm else {})
         self._link.connected, self._link.trouble, self._said = True, "", ""
         self._watch = asyncio.create_task(self._watch_status(device))
         log.info("device connected", peer=self._peer, link=info.link, end=info.end.value, origin=info.origin.value)

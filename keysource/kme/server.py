@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sqlite3
 import ssl
 import stat
 from collections.abc import Callable
@@ -126,7 +127,10 @@ class KmeServer:
 
     async def _housekeeping(self) -> None:
         while True:
-            await self.site.expire()
+            try:
+                await self.site.expire()
+            except sqlite3.Error as error:
+                log.error("the store fails", error=str(error))
             await asyncio.sleep(_HOUSEKEEPING)
 
     async def _apply(self, fault: Fault) -> None:

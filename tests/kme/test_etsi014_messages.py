@@ -30,6 +30,7 @@ from keysource.etsi014.messages import (
     request_untrusted,
     status_untrusted,
 )
+from keysource.kme.peering import request_untrusted as reserve_untrusted
 
 KEY = bytes(range(32))
 KEY_ID = "bc490419-7d60-487f-adc1-4ddcc177c139"
@@ -274,6 +275,12 @@ def test_json_of_any_shape_is_read_or_refused(value, name):
             read(body)
     error_text_untrusted(body)
     error_details_untrusted(body)
+
+
+@given(_json | st.fixed_dictionaries({"link": _json, "keys": _json, "master_SAE_ID": _json, "slave_SAE_IDs": _json}))
+def test_a_reserve_request_of_any_shape_is_read_or_refused(value):
+    with contextlib.suppress(ValueError):
+        reserve_untrusted(json.dumps(value).encode())
 
 
 @given(st.text(max_size=80))

@@ -26,8 +26,11 @@ async def lab(request, lab_class):
             await lab.aclose()
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("method", ["post", "get"])
+@pytest.mark.parametrize(
+    ("method", "check"),
+    [("get", CHECKS[0]), *(("post", check) for check in CHECKS)],
+    ids=lambda x: getattr(x, "__name__", x),
+)
 async def test_the_source_conforms(lab, check, method):
     @contextlib.asynccontextmanager
     async def pair():
