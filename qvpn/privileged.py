@@ -28,7 +28,10 @@ from qvpn.netio.udp import UdpBind
 CAP_NET_BIND_SERVICE, CAP_NET_ADMIN = 10, 12
 _MAX_FILE = 1 << 20
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 4, 38, 24
+_THREAD_END = 5.0
 _CAPABILITY_VERSION_3 = 0x20080522
+_THREADS_END = 1.0
+"""Seconds that threads which were joined may take to be gone."""
 _CLOCK_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -312,9 +315,11 @@ def effective_capabilities() -> int:
     """The bit set of all that any thread of this process may do."""
     found = 0
     for thread in Path("/proc/self/task").iterdir():
-        for line in (thread / "status").read_text().splitlines():
-            if line.startswith("CapEff:"):
-                found |= int(line.split()[1], 16)
+        try:
+            lines = (thread / "status").read_text().splitlines()
+        except OSError:
+            continue  # it has just ended
+        found |= next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
     return found
 
 
@@ -338,8 +343,12 @@ def drop_privileges(*, low_port: bool) -> None:
             # Needs CAP_SETPCAP; without it no_new_privs already forbids what the bounding set would.
             _prctl(_PR_CAPBSET_DROP, capability, may_fail=True)
     _capset(keep)
-    if effective_capabilities() != keep:
-        raise PrivilegedError("privileges could not be dropped in every thread")
+    # A thread that Python has joined may take a moment to be gone from the kernel.
+    deadline = time.monotonic() + _THREAD_END
+    while effective_capabilities() != keep:
+        if time.monotonic() > deadline:
+            raise PrivilegedError("privileges could not be dropped in every thread")
+        time.sleep(0.005)
 
 
 def _prctl(option: int, argument: int, *, may_fail: bool = False) -> None:
