@@ -44,8 +44,8 @@ class Scene:
             STRICT: {site: Daemon(lab, site) for site in SITES},
             TOLERANT: {site: Daemon(lab, site, f"{_TOLERANT_FOLDER}/{_TUNNEL}", "qvpn-prefer") for site in SITES},
         }
-        self._links: dict[str, Process] = {}
-        self._kmes: dict[str, Process] = {}
+        self.links: dict[str, Process] = {}
+        self.kmes: dict[str, Process] = {}
 
     # setting it up
 
@@ -120,10 +120,14 @@ class Scene:
     def start_keys(self) -> None:
         """Fibre, both ends of the link, both KMEs."""
         for name in ("fibre", *SITES):
-            command = [*program("qvpn-qkd"), "run", str(SITE / _LINK)]
-            self._links[name] = self.lab[name].start("qvpn-qkd", command, site=True)
+            self.start_link(name)
         for site in SITES:
             self.start_kme(site)
+
+    def start_link(self, name: str) -> None:
+        """``qvpn-qkd run link.toml`` at a site, or at the fibre."""
+        command = [*program("qvpn-qkd"), "run", str(SITE / _LINK)]
+        self.links[name] = self.lab[name].start("qvpn-qkd", command, site=True)
 
     def start_daemons(self) -> None:
         """Both pairs."""
@@ -148,7 +152,7 @@ class Scene:
     def check_running(self) -> None:
         """StepFailed where a program ended that should run."""
         daemons = [daemon.process for pair in self.pairs.values() for daemon in pair.values()]
-        for process in [*self._links.values(), *self._kmes.values(), *daemons]:
+        for process in [*self.links.values(), *self.kmes.values(), *daemons]:
             if process is not None and not process.running:
                 last = " | ".join(process.tail(3))
                 raise StepFailed(f"{process.name} ended with code {process.poll()}: {last}")
@@ -156,17 +160,17 @@ class Scene:
     def tails(self) -> dict[str, list[str]]:
         """The last log lines of every program of the scene."""
         daemons = [daemon.process for pair in self.pairs.values() for daemon in pair.values()]
-        running = [*self._links.values(), *self._kmes.values(), *(process for process in daemons if process)]
+        running = [*self.links.values(), *self.kmes.values(), *(process for process in daemons if process)]
         return {process.name: process.tail(8) for process in running}
 
     # KMEs
 
     def start_kme(self, site: str) -> None:
         command = [*program("qvpn-kme"), "serve", str(SITE / _KME)]
-        self._kmes[site] = self.lab[site].start("qvpn-kme", command, site=True)
+        self.kmes[site] = self.lab[site].start("qvpn-kme", command, site=True)
 
     def stop_kme(self, site: str) -> None:
-        self._kmes[site].stop()
+        self.kmes[site].stop()
 
     def set_fault(self, site: str, name: str) -> None:
         """``qvpn-kme fault kme.toml NAME`` at that site."""

@@ -90,3 +90,15 @@ def drop_in_the_net(lab: demo_lab.Lab) -> Callable[[int], None]:
 def second_tunnel_keys(lab: demo_lab.Lab) -> Callable[[str], None]:
     """Replace a site's identity by a new one that its peer does not know."""
     return lambda site: support.new_identity(lab, site)
+
+
+@pytest.fixture
+def confirmed_keys(lab: demo_lab.Lab) -> Callable[[str], list[str]]:
+    """By site: the hashes of the key_IDs in all epochs that its daemons ever confirmed."""
+    return lambda site: support.confirmed_keys(lab, site)
+
+
+@pytest.fixture
+def tracebacks(lab: demo_lab.Lab) -> Callable[[], list[str]]:
+    """Names of the logs that have a traceback in them."""
+    return lambda: support.tracebacks(lab)

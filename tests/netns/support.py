@@ -5,7 +5,9 @@ Loaded by ``conftest``, which hands its parts out as fixtures.
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from qvpn.demo import lab as topology
@@ -99,3 +101,21 @@ def new_identity(lab: Lab, site: str) -> None:
     pem = lab[site].run([*program("qvpn"), "genkey"])
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
         out.write(pem)
+
+
+def confirmed_keys(lab: Lab, site: str, name: str = "qvpn") -> list[str]:
+    """Hashes of the key_IDs of all epochs that a site's daemons confirmed in their lives, from their logs."""
+    events = (event for event in _events(lab, f"{site}-{name}") if event.get("event") == "epoch confirmed")
+    return [event["key_id_hash"] for event in events if event.get("key_id_hash")]
+
+
+def _events(lab: Lab, prefix: str) -> Iterator[dict[str, str]]:
+    for log in sorted(lab.logs.glob(f"{prefix}*.log")):
+        for line in log.read_text(errors="replace").splitlines():
+            if line.startswith("{") and line.endswith("}"):  # a killed process may leave half a line
+                yield json.loads(line)
+
+
+def tracebacks(lab: Lab) -> list[str]:
+    """Logs in which a program of the lab showed a traceback."""
+    return [log.name for log in lab.logs.glob("*.log") if "Traceback" in log.read_text(errors="replace")]
