@@ -7,9 +7,11 @@ arguments, so that two of them run in one process in the tests; :mod:`qvpn.launc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from keysource.base import KeySource
@@ -40,6 +42,7 @@ _MODES = {
     Policy.PREFER_QKD: Mode.PREFER_QKD,
     Policy.PQC_ONLY: Mode.PQC_ONLY,
 }
+RESTART = 1.0
 LOOK_AGAIN, LOOK_BLOCKED = 10.0, 2.0
 """Seconds between two looks at a blocked peer's address, and before the first one that was found."""
 
@@ -97,9 +100,9 @@ class Daemon:
         await asyncio.gather(*(self._ask_source(peer) for peer in self.config.peer))
         for peer in self.config.peer:
             self.agents[peer.name].start(wait_for_source=_needs_key(peer))
-            self._spawn(self._follow_endpoint(peer))
+            self._spawn(partial(self._follow_endpoint, peer))
             if peer.name in self._feeds:
-                self._spawn(self._follow_source(peer))
+                self._spawn(partial(self._follow_source, peer))
         self._log.info("started", listen=str(self._bind.local), interface=self._tun.name, peers=len(self.agents))
 
     async def run(self) -> None:
@@ -119,10 +122,19 @@ class Daemon:
         if self.agents:
             self._log.info("stopped")
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _spawn(self, work: Callable[[], Awaitable[None]]) -> None:
+        task = asyncio.get_running_loop().create_task(self._keep_going(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _keep_going(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Start again what breaks off by a mistake; what returns is done."""
+        while True:
+            try:
+                return await work()
+            except Exception as error:
+                self._log.error("internal error", **eventlog.describe(error))
+                await asyncio.sleep(RESTART)
 
     # peers
 
@@ -238,6 +250,35 @@ class Daemon:
     # hooks of the packet path
 
     def on_handshake(self, datagram: bytes, address: Address) -> None:
+        with self._contained():
+            self._handshake(datagram, address)
+
+    def on_control(self, peer: str, receive_index: int, payload: bytes, address: Address) -> None:
+        with self._contained():
+            agent = self.agents[peer]
+            agent.count(agent.control(receive_index, payload, address))
+
+    def on_first_record(self, peer: str, receive_index: int) -> None:
+        with self._contained():
+            self.agents[peer].first_record(receive_index)
+
+    def on_new_address(self, peer: str, receive_index: int, address: Address) -> None:
+        with self._contained():
+            self.agents[peer].new_address(receive_index, address)
+
+    def on_limit(self, peer: str, receive_index: int) -> None:
+        with self._contained():
+            self.agents[peer].limit(receive_index)
+
+    @contextlib.contextmanager
+    def _contained(self) -> Iterator[None]:
+        """A mistake in control must not stop the packets of other peers that wait behind it."""
+        try:
+            yield
+        except Exception as error:
+            self._log.error("internal error", **eventlog.describe(error))
+
+    def _handshake(self, datagram: bytes, address: Address) -> None:
         verdict = self._gate.receive(datagram, address, self._clock())
         if isinstance(verdict, Complete):
             agent = self.agents[verdict.peer]
@@ -246,19 +287,6 @@ class Daemon:
             self._plane.send_handshake([verdict.datagram], address)
         elif isinstance(verdict, Dropped):
             self._count(verdict.peer, verdict.reason)
-
-    def on_control(self, peer: str, receive_index: int, payload: bytes, address: Address) -> None:
-        agent = self.agents[peer]
-        agent.count(agent.control(receive_index, payload, address))
-
-    def on_first_record(self, peer: str, receive_index: int) -> None:
-        self.agents[peer].first_record(receive_index)
-
-    def on_new_address(self, peer: str, receive_index: int, address: Address) -> None:
-        self.agents[peer].new_address(receive_index, address)
-
-    def on_limit(self, peer: str, receive_index: int) -> None:
-        self.agents[peer].limit(receive_index)
 
     def _count(self, peer: str | None, reason: DropReason) -> None:
         if peer is None:

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from keysource.base import KeySource, SourceContext
 from keysource.errors import BadSettings, KeySourceError
@@ -155,6 +156,7 @@ def tunnel_mtu_for(config: Config, payloads: Sequence[int]) -> int:
 
 async def _serve(daemon: Daemon, listener: socket.socket) -> None:
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_log_mistake)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, daemon.stop_wanted.set)
 
@@ -179,3 +181,10 @@ async def _serve(daemon: Daemon, listener: socket.socket) -> None:
         await asyncio.gather(starting, wanted, return_exceptions=True)
         await daemon.stop()
         await control.aclose()
+
+
+def _log_mistake(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Instead of asyncio's own traceback on standard error."""
+    error = context.get("exception")
+    facts = eventlog.describe(error) if isinstance(error, BaseException) else {}
+    eventlog.get_log().error("internal error", what=context.get("message"), **facts)

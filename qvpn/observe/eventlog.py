@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any, TextIO
 
 import structlog
@@ -15,19 +18,18 @@ def configure(stream: TextIO | None = None) -> None:
     """Set the log up for this process, on standard error by default."""
     stream = stream or sys.stderr
     text = stream.isatty()
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    renderers: list[Any] = (
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if text
-        else structlog.processors.JSONRenderer(default=str)
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if text else "iso", utc=not text),
-            structlog.processors.format_exc_info,
             no_secrets,
-            renderer,
+            *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(20),
         logger_factory=structlog.PrintLoggerFactory(stream),
@@ -46,3 +48,16 @@ def no_secrets(_logger: object, _method: str, event: MutableMapping[str, Any]) -
 def get_log(**context: object) -> Any:
     """A log whose every line carries this context (site, peer, source)."""
     return structlog.get_logger(**context)
+
+
+def describe(error: BaseException) -> dict[str, object]:
+    """What a log may say of a mistake in the program: kind and place; the text may quote data, so it is left out.
+
+    With QVPN_DEBUG=1 the whole traceback.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown"
+    facts: dict[str, object] = {"error": type(error).__name__, "place": place}
+    if os.environ.get("QVPN_DEBUG") == "1":
+        facts["exc_info"] = error
+    return facts

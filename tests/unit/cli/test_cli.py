@@ -173,6 +173,31 @@ def test_init_with_simulated_keys_wants_the_flag(
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize(("kind", "extra"), [("simulated", []), ("etsi014", ["link.toml", "kme.toml", "pki"])])
+def test_init_with_the_simulated_link(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str, extra: list[str]
+) -> None:
+    code, out, _ = run(capfd, "init", tmp_path, *INIT, "--key-source", kind, "--allow-simulated")
+    assert code == 0
+    assert ("qvpn-kme serve alice/kme.toml" in out) is (kind == "etsi014")
+    pads = set()
+    for site in ("alice", "bob"):
+        made = {path.name for path in (tmp_path / site).iterdir()}
+        assert made == {"qvpn.toml", f"{site}.key", "alice.pub", "bob.pub", "auth.pad", *extra}
+        pads.add((tmp_path / site / "auth.pad").read_bytes())
+        assert (tmp_path / site / "auth.pad").stat().st_mode & 0o777 == 0o600
+        code, out, err = run(capfd, "check", tmp_path / site / "qvpn.toml")
+        assert (code, err) == (0, "")
+        assert "SIMULATED: no quantum security" in out
+        text = (tmp_path / site / "qvpn.toml").read_text()
+        assert "allow_simulated = true" in text
+        (tmp_path / site / "qvpn.toml").write_text(text.replace("allow_simulated = true", "# "))
+        code, _, err = run(capfd, "check", tmp_path / site / "qvpn.toml")
+        assert code == 1
+        assert "allow_simulated: [key_source." in err
+    assert len(pads) == 1
+
+
 @pytest.mark.parametrize(
     ("extra", "sentence"),
     [

@@ -368,3 +368,45 @@ def test_nothing_secret_in_a_whole_life(play: Play) -> None:
                 assert shown not in text
 
     play(story)
+
+
+def test_a_mistake_in_control_is_contained_and_logged_without_its_text(play: Play) -> None:
+    async def story(world: Any) -> None:
+        await world.start()
+        await world.up()
+        agent = world.daemons["bob"].agents["alice"]
+
+        def broken(*_: object) -> None:
+            raise ValueError("key 5ec2e7")
+
+        agent.control = broken
+        await asyncio.sleep(12)  # keepalives and rekeys arrive and fail
+        assert await world.send("alice", 5) == 5
+        entry = world.events("bob", "internal error")[0]
+        assert (entry["error"], entry["level"]) == ("ValueError", "error")
+        assert entry["place"].startswith("test_daemon.py:")
+        assert "5ec2e7" not in repr(world.logs)
+
+    play(story)
+
+
+def test_a_broken_follower_is_started_again(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(world: Any) -> None:
+        world.make("alice")
+        feed_broken = [True]
+
+        async def ask(peer: Any) -> None:
+            if feed_broken.pop() if feed_broken else False:
+                raise KeyError("once")
+            await original(peer)
+
+        await world.start()
+        await world.up()
+        original = world.daemons["alice"]._ask_source
+        monkeypatch.setattr(world.daemons["alice"], "_ask_source", ask)
+        world.sources["alice"].alarm = "later"
+        await asyncio.sleep(10)
+        assert len(world.events("alice", "internal error")) == 1
+        assert world.peer("alice")["last_alarm"] == "key source: later"
+
+    play(story)
