@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 
+from qvpn.netio.base import Address
 from qvpn.netio.memory import Impairments
 from qvpn.tunnel.keys import EpochState
 from qvpn.wire.messages import Mode
@@ -39,12 +40,21 @@ def test_rekeys_lose_nothing_and_agree(seed: int) -> None:
     )
     world.begin()
     assert world.run(60, world.up)
-    world.traffic(0.4)
+    world.traffic(0.5)
+    nonces: set[bytes] = set()
+    repeated: list[bytes] = []
+
+    def note(source: Address, destination: Address, data: bytes) -> None:
+        if data[0] == 0x10:
+            (repeated.append if data[4:16] in nonces else nonces.add)(data[4:16])
+
+    world.network.tap = note
     assert world.run(20.0 * REKEYS, lambda: len(world.a.log.confirmed) > REKEYS)
     world.quiet()
     dropped = [site.plane.stats(site.other).drops for site in world.sites]
     assert world.lost() == world.network.data_lost, (dropped, [site.plane.drops.nonzero() for site in world.sites])
     assert [set(drops) - {"replay"} for drops in dropped] == [set(), set()]
+    assert repeated == [], "receive index and counter, so the nonce under one key, came twice"
     assert world.a.log.chain_broken == world.b.log.chain_broken == []
     assert world.a.log.alarms == world.b.log.alarms == []
     for site in world.sites:
