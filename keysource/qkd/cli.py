@@ -92,6 +92,8 @@ def eve(
     config = load(file)
     if isinstance(config, EndConfig) and not config.spawn_fibre:
         _fail(f"{file}: this end has no fibre; give the file of the end or process that runs it", 2)
+    if config.control is None:
+        _fail(f'{file}: key "control": the default path is too long for a unix socket; set one', 2)
     answer = asyncio.run(ask(config.control, {"fraction": fraction if switch == "on" else 0.0}))
     print(f"Eve takes {100 * answer['fraction']:.0f} % of the pulses")
 

@@ -132,7 +132,8 @@ class EndConfig:
     auth_key: Path
     state: Path
     socket: Path
-    control: Path
+    control: Path | None
+    """None where the default path is too long for a unix socket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,5 +193,9 @@ def _resolve(table: EndSettings, path: Path, base: Path) -> EndConfig:
         auth_key=base / table.auth_key,
         state=state,
         socket=base / table.socket,
-        control=base / table.control if table.control else state / "eve.sock",
+        control=base / table.control if table.control else _short(state / "eve.sock"),
     )
+
+
+def _short(path: Path) -> Path | None:
+    return path if len(bytes(path)) <= 107 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from keysource.qkd.ledger import Ledger
 from keysource.qkd.optics.sampler import Detections
 
 TERMS = small_terms()
+MANY = 10 if os.environ.get("QVPN_TEST_LONG") == "1" else 1
 ORDER = [
     "START",
     "READY",
@@ -195,7 +197,7 @@ def check_tampered(bench: Bench, touched: list[str]) -> None:
             assert bench.eve > 0, "a forged abort must not pass for a true one"
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60 * MANY, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(list(Kind)[4:]), st.integers(0, 10**9), st.integers(0, 30), st.booleans())
 def test_any_flipped_bit_of_any_frame_aborts(kind: Kind, where: int, which: int, eve: bool) -> None:
     touched: list[str] = []
@@ -220,7 +222,7 @@ def test_any_flipped_bit_of_any_frame_aborts(kind: Kind, where: int, which: int,
         assert any(isinstance(error, BadFrame | Forged) for error in errors) or not (alice.done and bob.done)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40 * MANY, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(1, 60), st.sampled_from(["drop", "twice", "truncate", "empty", "earlier", "swap", "append"]))
 def test_dropped_repeated_reordered_and_truncated_frames_abort(number: int, deed: str) -> None:
     history: list[bytes] = []

@@ -62,12 +62,21 @@ async def test_both_ends_prepare_and_only_bob_gets_detections(tmp_path: Path) ->
 
 
 async def test_a_stranger_without_the_key_is_refused_and_unseats_nobody(tmp_path: Path) -> None:
-    async with fibre_and(tmp_path, (End.A, KEY), (End.B, KEY), (End.B, bytes(32))) as (_fibre, sites):
-        alice, bob, stranger = sites
+    async with fibre_and(tmp_path, (End.A, KEY), (End.B, KEY)) as (_fibre, (alice, bob)):
+        connection = await asyncio.open_connection(alice._address.host, alice._address.port)
+        stranger = await seal.dial(*connection, bytes(32), End.B)
         work = [asyncio.create_task(site.fly(1, PLAN.pulses, fresh_seed(), 30)) for site in (alice, bob)]
-        with pytest.raises(PeerLost):
-            await stranger.fly(1, PLAN.pulses, fresh_seed(), 30)
+        await stranger.send(seal.PREPARE, bytes(seal.PREPARE_FORM.size))
+        with pytest.raises(BadFrame, match="not sealed"):
+            await stranger.receive()
+        await stranger.aclose()
         assert (await asyncio.gather(*work))[1] is not None
+        late = Hardware(End.B, alice._address, bytes(32), DIGEST)
+        late.start()
+        await until(lambda: "not sealed" in late.trouble)
+        with pytest.raises(PeerLost):
+            await late.fly(2, PLAN.pulses, fresh_seed(), 1)
+        await late.aclose()
 
 
 async def test_another_plan_is_refused(tmp_path: Path) -> None:

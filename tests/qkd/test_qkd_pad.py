@@ -165,6 +165,14 @@ def test_random_lives_of_a_link_never_use_a_ticket_twice_and_stay_in_step(
             a, b = make_end(folder / "a", pad), make_end(folder / "b", pad, "b")
 
 
+def test_a_link_whose_blocks_pass_lives_for_ever_on_three_tickets(tmp_path: Path) -> None:
+    a = make_end(tmp_path / "a", make_pad(HEAD_BYTES + 3 * TICKET_BYTES))
+    for block in range(200):
+        a.spend(a.next_ticket(), block)
+        a.refill(block, [os.urandom(TICKET_BYTES)] * a.refills_wanted())
+    assert pad_module.REFILL_TARGET <= a.tickets_left <= pad_module.REFILL_TARGET + 3
+
+
 def test_the_head_of_the_pad_is_never_a_ticket_and_each_purpose_has_its_key(tmp_path: Path) -> None:
     pad = make_pad(4096)
     state = make_end(tmp_path / "a", pad)

@@ -3,7 +3,7 @@
 Each site sends ``PREPARE`` (block u64, pulses u64, plan digest 32 bytes, settings seed 32 bytes).  When both have
 sent the same block, its pulses fly, in slices: at ``pace = realtime`` a slice is done when its light has arrived.
 Then Alice is told ``FLOWN`` (block u64) and Bob ``FLOWN`` with the detections: block u64, count u32, positions
-count x u32, bits packed.  ``REFUSED`` carries a sentence.
+count x u32, bits packed.  ``REFUSED`` carries a sentence, ``WELCOME`` the pace.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Seat:
 class Fibre:
     """One link's fibre, as a server for its two ends."""
 
-    def __init__(self, listen: Address, preset: Preset, pace: Pace, control: Path, key: bytes) -> None:
+    def __init__(self, listen: Address, preset: Preset, pace: Pace, control: Path | None, key: bytes) -> None:
         self._listen, self._preset, self._pace, self._key = listen, preset, pace, key
         plan = preset.plan()
         self._digest = bytes.fromhex(plan.digest(preset.optics, preset.security))
@@ -61,7 +61,7 @@ class Fibre:
         self._nature = np.random.default_rng()  # nature may be a statistical generator; settings never are
         self._seats: dict[End, _Seat] = {}
         self._flight: asyncio.Task[None] | None = None
-        self._control = Control(control, self._command)
+        self._control = None if control is None else Control(control, self._command)
         self._server: asyncio.Server | None = None
         self.blocks = 0
         self.busy = 0.0
@@ -72,11 +72,13 @@ class Fibre:
             self._server = await asyncio.start_server(self._serve, self._listen.host, self._listen.port)
         except OSError as error:
             raise LinkError(f"the fibre cannot listen at {self._listen}: {error.strerror or error}") from None
-        await self._control.start()
+        if self._control is not None:
+            await self._control.start()
         log.info("fibre listens", address=str(self._listen), preset=self._preset.name, pace=self._pace)
 
     async def aclose(self) -> None:
-        await self._control.aclose()
+        if self._control is not None:
+            await self._control.aclose()
         if self._server is not None:
             self._server.close()
         self._stop_flight()
@@ -109,6 +111,7 @@ class Fibre:
         try:
             async with asyncio.timeout(10):
                 end, sealed = await seal.accept(reader, writer, self._key)
+                await sealed.send(seal.WELCOME, self._pace.encode())
             while True:
                 order = self._order_untrusted(*await sealed.receive())
                 if seat is None:

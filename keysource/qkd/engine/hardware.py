@@ -24,6 +24,8 @@ class Hardware:
         self._sealed: seal.Sealed | None = None
         self._task: asyncio.Task[None] | None = None
         self._waiting: tuple[int, asyncio.Future[bytes]] | None = None
+        self.pace: str | None = None
+        """As the fibre says: ``realtime`` or ``fast``."""
         self.trouble = "the fibre was not reached yet"
         """Why :attr:`ready` is False; a sentence."""
 
@@ -59,7 +61,12 @@ class Hardware:
             raise PeerLost(f"the fibre did not finish block {block} in {patience:.0f} s") from None
         finally:
             self._waiting = None
-        return None if self._end is End.A else detections_untrusted(answer, pulses)
+        if self._end is End.A:
+            return None
+        try:
+            return detections_untrusted(answer, pulses)
+        except BadFrame as error:
+            raise LinkError(f"the fibre: {error}") from None
 
     async def _keep_connected(self) -> None:
         wait = _FIRST_WAIT
@@ -68,10 +75,10 @@ class Hardware:
                 async with asyncio.timeout(5):
                     reader, writer = await asyncio.open_connection(self._address.host, self._address.port)
                     sealed = await seal.dial(reader, writer, self._key, self._end)
-                self._sealed, wait = sealed, _FIRST_WAIT
                 try:
                     await self._read(sealed)
                 finally:
+                    wait = wait if self._sealed is None else _FIRST_WAIT
                     self._sealed = None
                     await sealed.aclose()
             except (OSError, TimeoutError) as error:
@@ -90,6 +97,10 @@ class Hardware:
     async def _read(self, sealed: seal.Sealed) -> None:
         while True:
             kind, payload = await sealed.receive()
+            if kind == seal.WELCOME:
+                self.pace = payload.decode(errors="replace")[:20]
+                self._sealed = sealed  # it has our key: ready
+                continue
             if self._waiting is None or self._waiting[1].done():
                 continue  # a block that was given up
             block, future = self._waiting

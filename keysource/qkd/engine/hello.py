@@ -79,9 +79,13 @@ class Greeting:
         text, mac = frame.payload[:-_MAC], frame.payload[-_MAC:]
         if frame.kind is not Kind.CLAIMS or not hmac.compare_digest(mac, self._mac(self._end.other, text)):
             raise BadFrame("the other end does not have this link's pad")
-        raw = json.loads(text)
-        self._compare(raw["terms"])
-        return Claims.from_untrusted(raw["claims"])
+        try:
+            raw = json.loads(text)
+            terms, claims = dict(raw["terms"]), raw["claims"]
+        except (ValueError, KeyError, TypeError):
+            raise BadFrame("claims of another form") from None
+        self._compare(terms)
+        return Claims.from_untrusted(claims)
 
     def _compare(self, theirs: dict[str, Any]) -> None:
         for name, mine in asdict(self._terms).items():

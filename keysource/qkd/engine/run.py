@@ -194,7 +194,7 @@ async def _keep_fibre(config: EndConfig, key: bytes) -> None:
         "port": config.fibre.port,
         "preset": config.preset,
         "pace": config.pace,
-        "control": str(config.control),
+        "control": None if config.control is None else str(config.control),
         "key": key.hex(),
     }
     loop = asyncio.get_running_loop()
@@ -221,5 +221,6 @@ async def fibre_child() -> None:
     errand = json.loads(await asyncio.to_thread(sys.stdin.readline))
     die_with_parent(errand["parent"])
     listen = Address(errand["host"], errand["port"])
-    preset, control, key = PRESETS[errand["preset"]], Path(errand["control"]), bytes.fromhex(errand["key"])
+    preset, key = PRESETS[errand["preset"]], bytes.fromhex(errand["key"])
+    control = None if errand["control"] is None else Path(errand["control"])
     await serve_fibre(Fibre(listen, preset, errand["pace"], control, key))

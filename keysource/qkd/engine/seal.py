@@ -26,7 +26,7 @@ from keysource.qkd.errors import BadFrame, PeerLost
 MAGIC = b"qvpnqf1"
 _NONCE = 16
 MAX_FRAME = 64 * 1024 * 1024
-PREPARE, FLOWN, REFUSED = 1, 2, 3
+PREPARE, FLOWN, REFUSED, WELCOME = 1, 2, 3, 4
 PREPARE_FORM = struct.Struct(">QQ32s32s")
 """Block, pulses, digest of the plan, seed of the settings."""
 
