@@ -36,7 +36,11 @@ def test_context_and_facts_are_there_and_secrets_are_not(stream: io.StringIO) ->
     assert "5ec2e7" not in said
     if not stream.isatty():
         assert json.loads(said) | {"timestamp": ""} == {
-            **{"event": "epoch confirmed", "level": "info", "site": "alice", "peer": "bob", "number": 3},
+            "event": "epoch confirmed",
+            "level": "info",
+            "site": "alice",
+            "peer": "bob",
+            "number": 3,
             **dict.fromkeys(("material", "psk", "odd", "key"), "(withheld)"),
             "timestamp": "",
         }
