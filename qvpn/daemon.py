@@ -20,6 +20,7 @@ from qvpn.config.schema import Config, Peer, Policy
 from qvpn.control.agent import PeerAgent
 from qvpn.control.endpoint import NoAddress, literal, resolve
 from qvpn.control.keyfeed import KeyFeed
+from qvpn.control.mistakes import describe
 from qvpn.control.supervisor import SourceKeeper, close_all, start_all
 from qvpn.dataplane.plane import Plane
 from qvpn.handshake.gate import Complete, Dropped, Gate, Reply
@@ -133,7 +134,7 @@ class Daemon:
             try:
                 return await work()
             except Exception as error:
-                self._log.error("internal error", **eventlog.describe(error))
+                self._log.error("internal error", **describe(error))
                 await asyncio.sleep(RESTART)
 
     # peers
@@ -276,7 +277,7 @@ class Daemon:
         try:
             yield
         except Exception as error:
-            self._log.error("internal error", **eventlog.describe(error))
+            self._log.error("internal error", **describe(error))
 
     def _handshake(self, datagram: bytes, address: Address) -> None:
         verdict = self._gate.receive(datagram, address, self._clock())

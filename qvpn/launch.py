@@ -23,6 +23,7 @@ from qvpn.config.checks import carries_ipv6, harvestable
 from qvpn.config.errors import ConfigError
 from qvpn.config.schema import MIN_MTU, MIN_MTU_IPV6, Config
 from qvpn.control.endpoint import literal
+from qvpn.control.mistakes import describe
 from qvpn.control.supervisor import SourceRefused
 from qvpn.daemon import Daemon
 from qvpn.dataplane.plane import tunnel_mtu
@@ -186,5 +187,5 @@ async def _serve(daemon: Daemon, listener: socket.socket) -> None:
 def _log_mistake(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Instead of asyncio's own traceback on standard error."""
     error = context.get("exception")
-    facts = eventlog.describe(error) if isinstance(error, BaseException) else {}
+    facts = describe(error) if isinstance(error, BaseException) else {}
     eventlog.get_log().error("internal error", what=context.get("message"), **facts)

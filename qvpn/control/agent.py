@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from qvpn.config.schema import OnAlarm, Peer
 from qvpn.control.keyfeed import KeyFeed
+from qvpn.control.mistakes import describe
 from qvpn.control.record import PeerRecord
 from qvpn.handshake import events
 from qvpn.handshake.carrier import Carrier
@@ -33,6 +34,7 @@ PROBE_LIFE = 5.0
 _NO_FAULT = frozenset({events.Failure.YIELDED, events.Failure.STOPPED})
 """Attempts end so when both sides start at once, and when one stops in order."""
 
+AFTER_ERROR = 1.0
 LATE = 60.0
 """Longest sleep of the timer: the clock that counts is CLOCK_BOOTTIME, and the loop's stands still in a suspend."""
 
@@ -232,22 +234,29 @@ class PeerAgent:
                 self._actions[type(event)](event)
         finally:
             self._pumping = False
-        self._arm()
+            self._arm()
 
-    def _arm(self) -> None:
+    def _arm(self, least: float = 0.0) -> None:
+        """Set the one timer, not earlier than ``least`` seconds from now."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        due = min(
-            (time for time in (self.machine.next_timer(), self._keepalive_due()) if time is not None), default=None
-        )
-        if due is None or self._stopped:
+        times = [time for time in (self.machine.next_timer(), self._keepalive_due()) if time is not None]
+        if not times or self._stopped:
             return
-        delay = min(max(0.0, due - self._clock()), LATE)
+        delay = min(max(least, min(times) - self._clock()), LATE)
         self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
+        try:
+            self._do_what_is_due()
+        except Exception as error:
+            # The peer must not be left without a timer, nor the loop be spun by one that fails again and again.
+            self.log.error("internal error", **describe(error))
+            self._arm(least=AFTER_ERROR)
+
+    def _do_what_is_due(self) -> None:
         heard, said = self._traffic()
         if heard is not None:
             self.machine.heard(heard)

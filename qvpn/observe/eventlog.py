@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import traceback
 from collections.abc import MutableMapping
-from pathlib import Path
 from typing import Any, TextIO
 
 import structlog
@@ -48,16 +45,3 @@ def no_secrets(_logger: object, _method: str, event: MutableMapping[str, Any]) -
 def get_log(**context: object) -> Any:
     """A log whose every line carries this context (site, peer, source)."""
     return structlog.get_logger(**context)
-
-
-def describe(error: BaseException) -> dict[str, object]:
-    """What a log may say of a mistake in the program: kind and place; the text may quote data, so it is left out.
-
-    With QVPN_DEBUG=1 the whole traceback.
-    """
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown"
-    facts: dict[str, object] = {"error": type(error).__name__, "place": place}
-    if os.environ.get("QVPN_DEBUG") == "1":
-        facts["exc_info"] = error
-    return facts

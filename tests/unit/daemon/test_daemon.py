@@ -410,3 +410,26 @@ def test_a_broken_follower_is_started_again(play: Play, monkeypatch: pytest.Monk
         assert world.peer("alice")["last_alarm"] == "key source: later"
 
     play(story)
+
+
+def test_a_timer_that_fails_is_set_again(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(world: Any) -> None:
+        await world.start()
+        await world.up()
+        agent = world.daemons["alice"].agents["bob"]
+        failures = [None] * 3
+        original = agent.machine.handle_timer
+
+        def handle_timer(now: float) -> None:
+            if failures:
+                failures.pop()
+                raise ZeroDivisionError
+            original(now)
+
+        monkeypatch.setattr(agent.machine, "handle_timer", handle_timer)
+        epochs = world.peer("alice")["epochs"]
+        await asyncio.sleep(30)
+        assert len(world.events("alice", "internal error")) == 3
+        assert world.peer("alice")["epochs"] > epochs
+
+    play(story)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
+from qvpn.control.mistakes import describe
 from qvpn.observe import eventlog
 
 
@@ -54,12 +55,12 @@ def test_a_mistake_is_kind_and_place_and_the_rest_on_demand(
     try:
         raise ValueError("5ec2e7")
     except ValueError as error:
-        eventlog.get_log().error("internal error", **eventlog.describe(error))
+        eventlog.get_log().error("internal error", **describe(error))
         said = stream.getvalue()
         assert "ValueError" in said
         assert "test_eventlog.py:" in said
         assert "5ec2e7" not in said
         assert "Traceback" not in said
         monkeypatch.setenv("QVPN_DEBUG", "1")
-        eventlog.get_log().error("internal error", **eventlog.describe(error))
+        eventlog.get_log().error("internal error", **describe(error))
         assert "Traceback" in stream.getvalue()
