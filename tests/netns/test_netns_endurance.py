@@ -97,9 +97,11 @@ def test_traffic_comes_back_whatever_on_the_way_of_a_key_is_killed(
     order = [chance.choice(sorted(restart)) for _ in range(full_count(50))]
     for victim in order if len(order) > len(restart) else sorted(restart):
         time.sleep(chance.uniform(0, 4))
+        before = {_key(daemon) for daemon in strict.values()}
         restart[victim]()
-        for daemon in strict.values():  # not the old epoch's last seconds: a new one, with a key
-            wait_for(f"a new epoch after kill -9 of {victim}", lambda d=daemon: _young(d), within=45, every=0.2)
+        for daemon in strict.values():  # not the old epoch's last seconds: a new one, with another key
+            what = f"a new epoch after kill -9 of {victim}"
+            wait_for(what, lambda d=daemon, old=before: _key(d) not in {None, *old}, within=45, every=0.2)
         _comes_back(lab, f"kill -9 of {victim}")
         for site in topology.SITES:
             wait_for(f"the link's end at {site}", lambda site=site: _answers(scene, site), within=20)
@@ -120,12 +122,10 @@ def _restart_daemon(daemon: Daemon) -> None:
     daemon.start()
 
 
-def _young(daemon: Daemon) -> bool:
-    """Is its epoch younger than the kill (an epoch lives one rekey interval of 4 s) and rests on a key?"""
-    if not daemon.answers():
-        return False
-    epoch = daemon.peer()["epoch"]
-    return epoch is not None and epoch["state"] == "qkd" and epoch["age"] < 2
+def _key(daemon: Daemon) -> str | None:
+    """Hash of the key_ID under its current epoch; None without an epoch that rests on a key, or without answer."""
+    epoch = daemon.peer()["epoch"] if daemon.answers() else None
+    return epoch["key_id_hash"] if epoch is not None and epoch["state"] == "qkd" else None
 
 
 def _answers(scene: Scene, site: str) -> bool:

@@ -110,9 +110,9 @@ def test_a_daemon_ends_in_order_and_takes_its_device_away(tunnel, signum: signal
 
 def test_a_tunnel_comes_up_and_carries_over_a_lossy_net(tunnel, drop_in_the_net) -> None:
     tunnel.configure("--rekey", "2s")
-    drop_in_the_net(20)
+    drop_in_the_net(10)
     tunnel.up(within=40)
-    assert measure.transfer(tunnel.lab, "alice", "bob", INNER4["bob"], MARKER, total=200_000, timeout=60).same_hash
+    assert measure.transfer(tunnel.lab, "alice", "bob", INNER4["bob"], MARKER, total=100_000, timeout=60).same_hash
     drop_in_the_net(0)
     before = tunnel.rekeys()
     for daemon in tunnel.daemons.values():
