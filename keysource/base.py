@@ -112,6 +112,8 @@ class SourceStatus:
     """Quantum bit error ratio of the last block, 0..1, where the source knows it."""
     survives_harvest: bool = True
     """False when whoever records the last hop today can have the key tomorrow."""
+    restarts: int = 0
+    """How often the source had to start the process it rests on again; 0 where it has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ def source_view(keeper: SourceKeeper) -> SourceView:
         key_rate=status.key_rate,
         qber=status.qber,
         alarm=status.alarm,
-        restarts=keeper.restarts,
+        restarts=keeper.restarts + status.restarts,
     )
 
 

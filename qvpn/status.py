@@ -86,6 +86,7 @@ class SourceView:
     qber: float | None
     alarm: str | None
     restarts: int
+    """How often it was opened again, or its process (``simulated``) started again."""
 
 
 @dataclass(frozen=True, slots=True)

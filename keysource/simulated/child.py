@@ -34,6 +34,8 @@ class Child:
         self._task: asyncio.Task[None] | None = None
         self.last_words = ""
         """How it ended the last time, for people; empty while it never ended."""
+        self.restarts = 0
+        """How often it was started again, or at least tried to."""
 
     @property
     def pid(self) -> int | None:
@@ -62,6 +64,7 @@ class Child:
                 wait = self._first_wait
             await self._sleep(wait)
             wait = min(2 * wait, self._longest_wait)
+            self.restarts += 1
 
     async def _run_once(self) -> str:
         process = await asyncio.create_subprocess_exec(

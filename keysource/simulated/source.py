@@ -104,11 +104,15 @@ class SimulatedSource(DeviceSource):
 
     async def status(self, peer_sae: str) -> SourceStatus:
         """As the device says; what ended the child, where that is why no key comes."""
-        status = await super().status(peer_sae)
-        words = "" if self._child is None or self._child.pid is not None else self._child.last_words
+        status = replace(await super().status(peer_sae), origin=Origin.SIMULATED)
+        child = self._child
+        if child is None:
+            return status
+        status = replace(status, restarts=child.restarts)
+        words = "" if child.pid is not None else child.last_words
         if words and not status.ready and status.alarm is None:
-            return replace(status, origin=Origin.SIMULATED, reason=f"the process of the link {words}")
-        return replace(status, origin=Origin.SIMULATED)
+            return replace(status, reason=f"the process of the link {words}")
+        return status
 
     def _start_child(self) -> None:
         settings, context = self._settings, self._context

@@ -124,6 +124,8 @@ def _show_source(source: dict[str, Any]) -> list[str]:
         facts.append(f"{source['key_rate']:.2f} keys/s")
     if source["qber"] is not None:
         facts.append(f"QBER {source['qber']:.2%}")
+    if source["restarts"]:
+        facts.append(f"restarts {source['restarts']}")
     if not source["survives_harvest"]:
         facts.append("its last hop can be recorded now and read later")
     lines = [f"key source {source['name']} ({source['type']}): {state}", "  " + "  ".join(facts)]

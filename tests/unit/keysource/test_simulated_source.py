@@ -340,8 +340,10 @@ async def test_child_is_started_and_started_again_and_stopped(
     assert (tmp_path / "qkd.link.toml").stat().st_mode & 0o777 == 0o600
     first = source.child_pid
     assert first is not None
+    assert (await source.status("x")).restarts == 0
     os.kill(first, signal.SIGKILL)
     await until(lambda: source.child_pid not in (None, first))
+    assert (await source.status("x")).restarts == 1
     second = source.child_pid
     for _ in range(4):
         await drawn(source)  # the rest of the first block
@@ -379,6 +381,7 @@ async def test_back_off_doubles_up_to_the_longest(tmp_path: Path, monkeypatch: p
     await until(lambda: len(waits) >= 4)
     await child.aclose()
     assert waits[:4] == [1.0, 2.0, 3.0, 3.0]
+    assert child.restarts == len(waits)  # each wait is followed by one start; the first start is none
     assert child.last_words == "ended with exit code 3"
 
 
