@@ -74,11 +74,6 @@ class Chain:
         if self._new is not None and self._new.secret == link.secret:
             self._old = None
 
-    def forget(self, link: Link) -> None:
-        """The epoch that made ``link`` lost against the preferred peer's."""
-        if self._new is not None and self._new.secret == link.secret:
-            self._new, self._old = self._old, None
-
 
 def next_link(secret: bytes, selected: Link | None, epoch: int) -> Link:
     """The link of an epoch without a fresh key: what the chain held before, it still holds."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+from collections import deque
 from collections.abc import Callable
 
 from qvpn.handshake.carrier import UdpAddress
 from qvpn.wire.datagram import mac
 
 RENEW = 120.0
+KEPT = 3
+"""Cookies that an initiator keeps: where there is no PSK an observer may have forged some of them."""
 
 
 def address_bytes(address: UdpAddress) -> bytes:
@@ -43,3 +46,28 @@ class CookieJar:
         self._renew(now)
         name = address_bytes(address)
         return tuple(mac(secret, name) for secret in self._secrets)
+
+
+class CookieBox:
+    """The cookies that a peer gave us for its address, newest first; each lives 120 s."""
+
+    def __init__(self) -> None:
+        self._cookies: deque[tuple[bytes, float]] = deque(maxlen=KEPT)
+        self._turn = 0
+
+    def add(self, cookie: bytes, now: float) -> None:
+        self._cookies.appendleft((cookie, now + RENEW))
+        self._turn = 0
+
+    def clear(self) -> None:
+        """The peer's address has changed: what it gave us there is worth nothing here."""
+        self._cookies.clear()
+
+    def next(self, now: float) -> bytes | None:
+        """The newest; at each further call the one before, so that retransmissions try all."""
+        live = [cookie for cookie, until in self._cookies if now < until]
+        if not live:
+            return None
+        cookie = live[self._turn % len(live)]
+        self._turn += 1
+        return cookie

@@ -10,6 +10,7 @@ from qvpn.crypto.suites import SUITES, Suite
 from qvpn.handshake import timers
 from qvpn.handshake.carrier import Carrier, Cold
 from qvpn.handshake.chain import Chain, Link
+from qvpn.handshake.cookie import CookieBox
 from qvpn.handshake.events import (
     Alarm,
     ChainBroken,
@@ -72,6 +73,8 @@ class Core:
 
     def __init__(self, parameters: PeerParameters, randomness: Randomness, port: Port, now: float) -> None:
         self.parameters = parameters
+        self.datagram_limit = parameters.datagram_limit
+        self.cookies = CookieBox()
         self.random = randomness
         self.port = port
         self.events: deque[Event] = deque()
@@ -128,7 +131,7 @@ class Core:
     def answer(self, message: Outgoing, carrier: Carrier, handshake_index: bytes) -> None:
         """R: the same way back that the question came."""
         if isinstance(carrier, Cold):
-            datagrams = message.datagrams(self.own_gate[carrier.identity], None, self.parameters.datagram_limit)
+            datagrams = message.datagrams(self.own_gate[carrier.identity], None, self.datagram_limit)
             self.emit(SendCold(datagrams, carrier.address))
         else:
             self.emit(SendInner(carrier.receive_index, message.payloads(handshake_index)))
@@ -142,12 +145,8 @@ class Core:
 
     def _hard_end(self, state: EpochState, now: float) -> float:
         end = now + self.parameters.hard_end
-        if state is EpochState.QKD:
-            return end
-        if state is EpochState.CHAINED:
-            return end
         limit = self.parameters.max_degraded
-        if limit is None or self.parameters.mode is Mode.PQC_ONLY:
+        if state is not EpochState.PQC or limit is None or self.parameters.mode is Mode.PQC_ONLY:
             return end
         return min(end, (self.degraded_since if self.degraded_since is not None else now) + limit)
 
@@ -196,7 +195,9 @@ class Core:
                 self.degraded_since = now
         else:
             self.degraded_since = None
-        self.emit(Confirmed(info.receive_index, info.number, info.state, info.role, info.name, info.started))
+        self.emit(
+            Confirmed(info.receive_index, info.number, info.state, info.role, info.name, info.started, info.simulated)
+        )
 
     def erase(self, info: EpochInfo, *, keep_index: bool = False) -> None:
         """Take an epoch from the packet path; ``keep_index`` where an entry goes on under its index."""

@@ -96,6 +96,8 @@ class Confirmed:
     key: KeyName | None
     started: float
     """When the attempt or the answer began, for the duration."""
+    simulated: bool = False
+    """The epoch rests on a simulated key, its own or its chain's."""
 
 
 @dataclass(frozen=True, slots=True)

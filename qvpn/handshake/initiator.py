@@ -125,7 +125,7 @@ class Attempt:
         if now - self._retry_at < timers.RETRY_SPACING:
             self.core.drop(DropReason.HANDSHAKE_BUDGET, "RETRY")
             return
-        first = self._out.datagrams(self.core.own_gate[self.identity], None, self.core.parameters.datagram_limit)[0]
+        first = self._out.datagrams(self.core.own_gate[self.identity], None, self.core.datagram_limit)[0]
         mac1 = first[-2 * MAC : -MAC]
         if message[12 : HEADER.size] != self._out.message_id:
             self.core.drop(DropReason.HANDSHAKE_STATE, "RETRY of another M1")
@@ -439,7 +439,7 @@ class Attempt:
             core.emit(SendInner(self.inner.receive_index, self._out.payloads(target)))
             return
         cookie = self.cookie if now < self._cookie_until else None
-        core.emit(SendCold(self._out.datagrams(core.own_gate[self.identity], cookie, core.parameters.datagram_limit)))
+        core.emit(SendCold(self._out.datagrams(core.own_gate[self.identity], cookie, core.datagram_limit)))
 
     def _step(self, event: InitiatorEvent) -> None:
         after = step(INITIATOR, self.state, event)

@@ -7,11 +7,12 @@ order, and then calls :meth:`PeerHandshake.handle_timer` no earlier than :meth:`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qvpn.errors import BadPacket
 from qvpn.handshake import timers
 from qvpn.handshake.carrier import Carrier, Cold, Inner
+from qvpn.handshake.chain import Chain
 from qvpn.handshake.core import Core, EpochInfo
 from qvpn.handshake.events import AttemptFailed, Event, Failure, Role, SendInner
 from qvpn.handshake.initiator import Attempt
@@ -22,13 +23,15 @@ from qvpn.handshake.responder import Entry
 from qvpn.handshake.state import InitiatorEvent, InitiatorState, ResponderState
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.keys import EpochState
-from qvpn.wire.datagram import CONTROL_HANDSHAKE, decode_inner_untrusted
+from qvpn.wire.datagram import CONTROL_HANDSHAKE, DEFAULT_LIMIT, decode_inner_untrusted
 from qvpn.wire.fragments import Reassembler
 from qvpn.wire.messages import KeyName, MessageType
 
 EPOCH_OK, EPOCH_ACK, KEEPALIVE, CLOSE = 0x02, 0x03, 0x04, 0x07
 MAX_INNER_ENTRIES = 4
 MAX_INNER_PARTS = 4
+MIN_LIMIT = 576
+"""Bytes of UDP payload that every path is taken to carry; suite 03 needs 11 datagrams of it."""
 POSTPONE = 1.0
 _ENDING = (ResponderState.FETCH, ResponderState.CONFIRM, ResponderState.CONFIRM_NONE)
 
@@ -62,7 +65,6 @@ class PeerHandshake:
     """All of one peer's handshakes."""
 
     def __init__(self, parameters: PeerParameters, port: Port, randomness: Randomness, now: float) -> None:
-        self.parameters = parameters
         self._core = Core(parameters, randomness, port, now)
         self._core.give_way = self._give_way
         self._random = randomness
@@ -73,6 +75,7 @@ class PeerHandshake:
         self._endpoint = parameters.has_endpoint
         self._started = False
         self._stopped = False
+        self._blocked = False
         self._start_at: float | None = None
         self._start_cold = False
         self._backoff = timers.BACKOFF_FIRST
@@ -83,6 +86,10 @@ class PeerHandshake:
         self._epochs = self._failures = 0
         self._last_failure = ""
 
+    @property
+    def parameters(self) -> PeerParameters:
+        return self._core.parameters
+
     # the driver's orders
 
     def start(self, now: float) -> None:
@@ -90,6 +97,43 @@ class PeerHandshake:
         self._started = True
         self._schedule(now, cold=True)
         self._run_due(now)
+
+    def jumped(self, now: float) -> None:
+        """The wall clock jumped without a suspend: a cold attempt beside the live epoch; erases nothing."""
+        if self._started and not self._stopped:
+            self._go_cold(now)
+            self._run_due(now)
+
+    def forked(self, now: float) -> None:
+        """This machine is a copy of another: nonces would repeat, so epochs, chain and keys go at once."""
+        self._erase_everything(now, "the machine was forked")
+        self._core.chain = Chain()
+        self._core.keys.clear()
+        if self._started:
+            self._schedule(now, cold=True)
+            self._run_due(now)
+
+    def block(self, now: float) -> None:
+        """No epoch and no handshake until :meth:`unblock`: the operator's answer to an alarm."""
+        self._blocked = True
+        self._erase_everything(now, "blocked by an alarm")
+        self._start_at = None
+
+    def unblock(self, now: float) -> None:
+        """Begin again; nothing if not blocked."""
+        if self._blocked:
+            self._blocked = False
+            if self._started:
+                self._schedule(now, cold=True)
+                self._run_due(now)
+
+    def sae_names(self, local: str, remote: str) -> None:
+        """The names of both ends at the key source, where they are known only once it answers."""
+        self._core.parameters = replace(self._core.parameters, sae_local=local, sae_remote=remote)
+
+    def datagram_limit(self, limit: int) -> None:
+        """Bytes of UDP payload that the path to the peer carries; kept within 576 to 1200."""
+        self._core.datagram_limit = max(MIN_LIMIT, min(limit, DEFAULT_LIMIT))
 
     def rekey(self, now: float) -> None:
         """Start an attempt now, inside the newest epoch where there is one; nothing if one is running."""
@@ -115,6 +159,7 @@ class PeerHandshake:
     def endpoint_known(self, known: bool, now: float) -> None:
         """Whether the driver has an address to send to.  Without one no cold attempt is started."""
         self._endpoint = known
+        self._core.cookies.clear()
         self._run_due(now)
 
     def source_ready(self, ready: bool, now: float) -> None:
@@ -133,7 +178,7 @@ class PeerHandshake:
 
     def receive(self, message_type: MessageType, message: bytes, carrier: Carrier, now: float) -> DropReason | None:
         """A complete message or a RETRY, as the gate gave it.  The result says why it was dropped, if it was."""
-        if self._stopped:
+        if self._stopped or self._blocked:
             return DropReason.HANDSHAKE_STATE
         if message_type is MessageType.M1:
             return self._on_m1(message, carrier, now)
@@ -155,7 +200,7 @@ class PeerHandshake:
         if payload[0] == EPOCH_OK and len(payload) == 1:
             self._inner(info, bytes([EPOCH_ACK]))
         elif payload[0] == CLOSE and len(payload) == 2:
-            self.closed_by_peer(now)
+            self.closed_by_peer(now, info)
         elif payload[0] not in (EPOCH_ACK, KEEPALIVE) or len(payload) != 1:
             return DropReason.CONTROL_MALFORMED
         return None
@@ -215,13 +260,25 @@ class PeerHandshake:
             self._start_at = -1.0
             self._start_cold = False
 
-    def closed_by_peer(self, now: float) -> None:
-        """CLOSE verified: every epoch goes, the chain stays, a cold attempt follows after the back-off."""
+    def closed_by_peer(self, now: float, carrier: EpochInfo) -> None:
+        """CLOSE verified: its epoch and older ones go, the chain stays, a cold attempt follows after the back-off.
+
+        A CLOSE that was held back on its way does not touch what was agreed since.
+        """
+        if any(info.confirmed and info.installed > carrier.installed for info in self._core.epochs.values()):
+            self._core.erase(carrier)
+            return
+        self._erase_everything(now, "the peer has stopped")
+        self._start_cold = True
+        if self._start_at is None or self._start_at <= now:
+            self._back_off(now)
+
+    def _erase_everything(self, now: float, why: str) -> None:
         for info in tuple(self._core.epochs.values()):
             self._core.erase(info)
-        self._end_attempt(InitiatorEvent.STOP, Failure.STOPPED, "the peer has stopped", now)
+        self._end_attempt(InitiatorEvent.STOP, Failure.STOPPED, why, now)
         self._discard_entries()
-        self._back_off(now)
+        self._epoch_ok = None
 
     # time
 
@@ -262,7 +319,7 @@ class PeerHandshake:
             times.append(self._epoch_ok[1])
         sending = self._core.sending
         if sending is not None:
-            times.append(self._said + timers.keepalive(self.parameters.rekey))
+            times.append(self._said + self.parameters.keepalive_after)
             times.append(self._dead_at(sending))
             if not sending.confirmed:
                 times.append(sending.installed + timers.no_reply(self.parameters.rekey))
@@ -415,7 +472,7 @@ class PeerHandshake:
     # our own attempts
 
     def _may_start(self) -> bool:
-        if not self._started or self.parameters.initiate is Initiate.NEVER:
+        if not self._started or self._blocked or self.parameters.initiate is Initiate.NEVER:
             return False
         return self._endpoint or self._inner_epoch() is not None
 
@@ -496,6 +553,10 @@ class PeerHandshake:
         if sending is None or now < self._dead_at(sending):
             return
         self._heard = now
+        self._go_cold(now)
+
+    def _go_cold(self, now: float) -> None:
+        """A cold attempt now, in the place of an inner one that runs."""
         if self._attempt is None:
             self._schedule(now, cold=True)
         elif self._attempt.inner is not None:
@@ -515,7 +576,7 @@ class PeerHandshake:
 
     def _keep_alive(self, now: float) -> None:
         sending = self._core.sending
-        if sending is not None and now >= self._said + timers.keepalive(self.parameters.rekey):
+        if sending is not None and now >= self._said + self.parameters.keepalive_after:
             self._said = now
             self._inner(sending, bytes([KEEPALIVE]))
 

@@ -7,16 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from qvpn.config.identity import Identity, PublicIdentity
+from qvpn.config.schema import Initiate as Initiate
 from qvpn.crypto.kem import HybridKem, Kem
 from qvpn.crypto.suites import SUITES
+from qvpn.handshake import timers
 from qvpn.wire.datagram import DEFAULT_LIMIT
 from qvpn.wire.messages import Mode, WireOrigin
-
-
-class Initiate(enum.StrEnum):
-    AUTO = "auto"
-    ALWAYS = "always"
-    NEVER = "never"
 
 
 class KeyFault(enum.Enum):
@@ -57,12 +53,18 @@ class PeerParameters:
     rekey: float = 60.0
     hard_end: float = 180.0
     initiate: Initiate = Initiate.AUTO
+    keepalive: float | None = None
+    """None: min(10 s, rekey)."""
     has_endpoint: bool = True
     label: str = "main"
     sae_local: str = ""
     sae_remote: str = ""
     lanes: int = 1
     datagram_limit: int = DEFAULT_LIMIT
+
+    @property
+    def keepalive_after(self) -> float:
+        return timers.keepalive(self.rekey) if self.keepalive is None else self.keepalive
 
     def __post_init__(self) -> None:
         levels = {SUITES[code].level for code in self.suites} | {peer.level for peer in self.peers}
