@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from keysource.private import read_secret
+
 KEY_BYTES = 32
 """Every session key drawn from a source is 256 bits, no more and no less."""
 
@@ -127,11 +129,10 @@ class SourceContext:
     state: Path
     """The site's state folder (0700, locked): consumption is fsynced here *before* a key is used."""
     site: str
-    peer_sae: str = ""
-    allow_simulated: bool = False
+    """Name of our site."""
     read_file: Callable[[Path], bytes] = field(default=lambda path: path.read_bytes(), repr=False)
     """Reads a file that may be public."""
-    read_secret: Callable[[Path], bytes] = field(default=lambda path: path.read_bytes(), repr=False)
+    read_secret: Callable[[Path], bytes] = field(default=read_secret, repr=False)
     """Reads a file that must be 0600 and owned by us; raises ``OSError`` or ``ValueError`` with a sentence."""
 
     def path(self, value: str) -> Path:

@@ -63,14 +63,11 @@ def open_sources(site: SiteFiles) -> dict[str, KeySource]:
 
 def _open_source(config: Config, name: str) -> KeySource:
     table = config.key_source[name]
-    users = [peer for peer in config.peer if peer.key_source == name]
     context = SourceContext(
         name=name,
         base=config.folder,
         state=config.path(config.site.state),
         site=config.site.name,
-        peer_sae=users[0].sae if users else "",
-        allow_simulated=any(peer.allow_simulated for peer in users),
         read_file=_reader(privileged.read_public),
         read_secret=_reader(privileged.read_secret),
     )

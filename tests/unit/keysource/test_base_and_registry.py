@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import uuid
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -53,6 +54,27 @@ def test_our_types_are_found_and_open_nothing(tmp_path: Path) -> None:
     assert {"file", "simulated", "etsi014"} <= set(registry.available())
     assert isinstance(registry.open_source("file", {"path": "k", "end": "a"}, context), FileSource)
     assert isinstance(registry.open_source("simulated", {"socket": "s"}, context), SimulatedSource)
+
+
+def test_a_secret_is_read_only_where_it_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_secret = SourceContext("k", tmp_path, tmp_path, "s").read_secret
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"x")
+    for mode in (0o604, 0o640, 0o620):
+        secret.chmod(mode)
+        with pytest.raises(ValueError, match=f"open to others.*{mode:04o}"):
+            read_secret(secret)
+    secret.chmod(0o600)
+    assert read_secret(secret) == b"x"
+    (tmp_path / "link").symlink_to(secret)
+    with pytest.raises(OSError, match="symbolic link"):
+        read_secret(tmp_path / "link")
+    os.mkfifo(tmp_path / "fifo", 0o600)
+    with pytest.raises(ValueError, match="not a file"):
+        read_secret(tmp_path / "fifo")
+    monkeypatch.setattr(os, "geteuid", lambda: secret.stat().st_uid + 1)
+    with pytest.raises(ValueError, match="belongs to user"):
+        read_secret(secret)
 
 
 def test_unknown_type_names_those_installed() -> None:
