@@ -129,18 +129,18 @@ class Daemon:
     def wait_state(self, *wanted: str, within: float) -> float:
         """Wait until the peer is in one of these states; StepFailed otherwise.  Returns the seconds it took."""
         what = f"{self.site} ({self.name}) in state {' or '.join(wanted)}"
-        return wait_for(what, lambda: self._alive() and self.state() in wanted, within=within)
+        return wait_for(what, lambda: self.running() and self.state() in wanted, within=within)
 
     def wait_epochs(self, count: int, *, within: float) -> float:
         """Wait until at least ``count`` epochs were confirmed since the daemon's start."""
         what = f"{count} epochs at {self.site} ({self.name})"
-        return wait_for(what, lambda: self._alive() and self.answers() and self._epochs() >= count, within=within)
+        return wait_for(what, lambda: self.running() and self.answers() and self._epochs() >= count, within=within)
 
     def _epochs(self) -> int:
         return int(self.peer()["epochs"])
 
-    def _alive(self) -> bool:
-        """ProcessFailed where the daemon's process has ended: nothing is to be waited for then."""
+    def running(self) -> bool:
+        """True; ProcessFailed where its process has ended, for then nothing is to be waited for."""
         if self.process is not None and not self.process.running:
             raise ProcessFailed(
                 f"{self.process.name} ended with code {self.process.poll()}{self.process.last_words()}"

@@ -40,13 +40,14 @@ def test_no_packet_is_lost_over_rekeys_under_load(tunnel, full_count) -> None:
     )
 
 
-def _comes_back(lab: Lab, what: str) -> None:
+def _comes_back(lab: Lab, daemons: dict[str, Daemon], what: str) -> None:
     """An echo goes through the tunnel and back."""
-    wait_for(
-        f"an answer through the tunnel after {what}",
-        lambda: measure.ping(lab, "alice", INNER4["bob"], count=1, timeout=0.5)["received"] == 1,
-        within=25,
-    )
+
+    def answered() -> bool:
+        assert all(daemon.running() for daemon in daemons.values())
+        return bool(measure.ping(lab, "alice", INNER4["bob"], count=1, timeout=0.5)["received"] == 1)
+
+    wait_for(f"an answer through the tunnel after {what}", answered, within=25)
 
 
 def _each_once(hashes: list[str]) -> bool:
@@ -68,7 +69,7 @@ def test_traffic_comes_back_whichever_daemon_is_killed_whenever(
             tunnel.daemons[site].process.kill()
         for site in victims:
             tunnel.daemons[site].start()
-        _comes_back(tunnel.lab, f"kill {turn} of {victims}")
+        _comes_back(tunnel.lab, tunnel.daemons, f"kill {turn} of {victims}")
     tunnel.wait()
     assert tracebacks() == []
     assert all(_each_once(confirmed_keys(site)) for site in topology.SITES)
@@ -102,7 +103,7 @@ def test_traffic_comes_back_whatever_on_the_way_of_a_key_is_killed(
         for daemon in strict.values():  # not the old epoch's last seconds: a new one, with another key
             what = f"a new epoch after kill -9 of {victim}"
             wait_for(what, lambda d=daemon, old=before: _key(d) not in {None, *old}, within=45, every=0.2)
-        _comes_back(lab, f"kill -9 of {victim}")
+        _comes_back(lab, strict, f"kill -9 of {victim}")
         for site in topology.SITES:
             wait_for(f"the link's end at {site}", lambda site=site: _answers(scene, site), within=20)
             now = scene.link(site)["tickets_spent"]
