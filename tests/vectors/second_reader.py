@@ -63,7 +63,7 @@ class Reader:
 
     def message(self, group: Any, type_: int) -> bytes:
         raws = sorted(map(bytes.fromhex, group["datagrams" if self.cold else "payloads"]), key=lambda raw: raw[3])
-        from_r, start, end, limit = type_ in (2, 4), *((16, -32, 1200) if self.cold else (12, None, 12 + 1100))
+        from_r, (start, end, limit) = type_ in (2, 4), (16, -32, 1200) if self.cold else (12, None, 12 + 1100)
         self.index[from_r] = raws[0][start : start + 4] if type_ in (1, 2) else self.index[from_r]
         sender, receiver = self.index[from_r], self.index[not from_r]
         self.check(group, {"type": type_, "sender": "IR"[from_r]})
