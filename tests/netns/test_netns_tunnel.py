@@ -118,3 +118,20 @@ def test_a_tunnel_comes_up_and_carries_over_a_lossy_net(tunnel, drop_in_the_net)
     for daemon in tunnel.daemons.values():
         daemon.wait_epochs(before + 3, within=20)
     assert measure.ping(tunnel.lab, "alice", INNER4["bob"], count=5)["received"] == 5
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the routes go with the TUN device of a killed daemon, and the default route takes over"
+)
+def test_nothing_leaves_in_clear_while_a_killed_daemon_is_not_back(tunnel) -> None:
+    tunnel.configure()
+    tunnel.up()
+    lab: Lab = tunnel.lab
+    capture = measure.start_capture(lab, "alice", "wan", MARKER, inner=("10.90.0.0/24", "fd90::/64"), port=PORT)
+    tunnel.daemons["alice"].process.kill()
+    load = measure.Load(lab, {"alice": "0.0.0.0", "bob": INNER4["bob"]}, MARKER, rate=200, linger=0.2)
+    load.begin()
+    time.sleep(0.5)
+    load.finish()
+    seen = capture.finish()
+    assert seen["frames_with_plaintext"] == seen["frames_with_inner_address"] == 0
