@@ -26,7 +26,6 @@ private_key = "pki/kme-alice.key"        # mode 0600
 ca = "pki/ca.crt"                        # the only authority whose SAEs and KMEs are believed
 store = "state/kme.sqlite"               # in a folder of its own, mode 0700
 # control = "state/control.sock"         # qvpn-kme status and fault; default: beside the store
-# sae_from = "cn"                        # where a client certificate names its SAE
 
 [limits]                                 # all optional
 # max_key_per_request = 128
@@ -101,7 +100,6 @@ class Kme(_Table):
     ca: str
     store: str
     control: str | None = None
-    sae_from: Literal["cn"] = "cn"
 
 
 class Limits(_Table):

@@ -5,13 +5,13 @@
     version = 1
     role = "left"                     # left is Alice, right is Bob; "fibre" is a fibre process of its own
     name = "alice-bob"                # optional; both ends the same; default: made from the pad
-    listen = "192.0.2.1:51850"        # left: where Bob connects for the classical channel
-                                      # right: not used, it connects to `peer`
-    peer = "192.0.2.1:51850"          # right: Alice's `listen`.  left: not used, it waits
+    listen = "192.0.2.1:51850"        # left only: where Bob connects for the classical channel
+    peer = "192.0.2.1:51850"          # right only: Alice's `listen`
     fibre = "192.0.2.1:51851"         # where the fibre process listens; default: next port of Alice's `listen`
-    spawn_fibre = true                # left: run the fibre as a child
+    spawn_fibre = true                # left only: run the fibre as a child
     preset = "demo"                   # see `qvpn-qkd presets`; the same everywhere
-    pace = "realtime"                 # realtime: pulses take as long as on the real link; fast: as quick as we can
+    pace = "realtime"                 # realtime: pulses take as long as on the real link; fast: as quick as we can;
+                                      # left with spawn_fibre, or fibre: the other end learns it from the fibre
     owner = "alternate"               # alternate | a | b: who issues keys; both ends the same
     auth_key = "auth.pad"             # the pad file, 0600; each end its own copy
     state = "state"                   # folder, 0700; never restore it from a backup
@@ -77,6 +77,11 @@ AddressText = Annotated[str, AfterValidator(_address)]
 PresetName = Annotated[str, AfterValidator(_preset)]
 LinkName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Pace = Literal["realtime", "fast"]
+
+
+_OF_OWN_FIBRE = ("pace", "control")
+_NOT_OF_LEFT = ("peer",)
+_NOT_OF_RIGHT = ("listen", "spawn_fibre", *_OF_OWN_FIBRE)
 
 
 class _Table(BaseModel):
@@ -179,6 +184,11 @@ def _resolve(table: EndSettings, path: Path, base: Path) -> EndConfig:
     given, key = (table.listen, "listen") if left else (table.peer, "peer")
     if given is None:
         raise LinkSettings(f'{path}: top level, key "{key}": role "{table.role}" needs it')
+    for key in _NOT_OF_LEFT if left else _NOT_OF_RIGHT:
+        if key in table.model_fields_set:
+            raise LinkSettings(f'{path}: top level, key "{key}": has no effect at role "{table.role}"; take it out')
+    if left and not table.spawn_fibre:
+        _refuse_fibre_settings(table, path)
     classical = Address.parse(given)
     state = base / table.state
     return EndConfig(
@@ -195,6 +205,14 @@ def _resolve(table: EndSettings, path: Path, base: Path) -> EndConfig:
         socket=base / table.socket,
         control=base / table.control if table.control else _short(state / "eve.sock"),
     )
+
+
+def _refuse_fibre_settings(table: EndSettings, path: Path) -> None:
+    for key in _OF_OWN_FIBRE:
+        if key in table.model_fields_set:
+            raise LinkSettings(
+                f'{path}: top level, key "{key}": belongs to the fibre, another process (spawn_fibre = false)'
+            )
 
 
 def _short(path: Path) -> Path | None:

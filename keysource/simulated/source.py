@@ -3,14 +3,15 @@
 Two ways to write the table::
 
     role = "left"                       # end a, which is Alice; "right" is end b, Bob
-    listen = "192.0.2.1:51850"          # left needs it: where Bob connects
-    peer = "192.0.2.1:51850"            # right needs it: Alice's `listen`
+    listen = "192.0.2.1:51850"          # left, and only left: where Bob connects
+    peer = "192.0.2.1:51850"            # right, and only right: Alice's `listen`
     auth_key = "link.pad"               # pad file of the link's authenticated channel; its own copy at each end
-    preset = "demo"                     # optics; the same at both ends
+    preset = "demo"                     # optional: optics; the same at both ends
     fibre = "192.0.2.1:51851"           # optional: where the fibre process listens
     owner = "a"                         # optional: who issues keys (alternate | a | b); the same at both ends
 
-    socket = "run/left.sock"            # or: a link that runs already; nothing is started
+    socket = "run/left.sock"            # or: a link that runs already; nothing is started.  `role` and `owner`
+                                        # may stand beside it: what the device must say of itself
 
 In the first case ``qvpn-qkd run`` is started with a generated file in the state folder, as a program: in its own
 session, dead when we are, started again with back-off.  Keys in stock outlive it.
@@ -31,7 +32,7 @@ from keysource.settings import parse_settings
 from keysource.simulated.child import Child
 from keysource.simulated.link_file import link_toml, write_link_file
 
-_OF_A_CHILD = ("listen", "peer", "auth_key", "fibre")
+_OF_A_CHILD = ("listen", "peer", "auth_key", "preset", "fibre")
 
 
 class SimulatedSettings(BaseModel):
@@ -43,7 +44,7 @@ class SimulatedSettings(BaseModel):
     listen: str | None = None
     peer: str | None = None
     auth_key: str | None = None
-    preset: str = "demo"
+    preset: str | None = None
     fibre: str | None = None
     owner: Owner | None = None
     socket: str | None = None
@@ -54,9 +55,11 @@ class SimulatedSettings(BaseModel):
             if given := [name for name in _OF_A_CHILD if getattr(self, name) is not None]:
                 raise ValueError(f'"socket" means a link that runs already; "{given[0]}" has no place beside it')
             return self
-        address = "peer" if self.role == "right" else "listen"
+        address, other = ("peer", "listen") if self.role == "right" else ("listen", "peer")
         if missing := [name for name in ("role", address, "auth_key") if getattr(self, name) is None]:
             raise ValueError(f'"{missing[0]}" is missing ("socket" alone would do, for a link that runs already)')
+        if getattr(self, other) is not None:
+            raise ValueError(f'"{other}" has no place at role "{self.role}": the right end connects to the left')
         return self
 
     @property

@@ -60,6 +60,7 @@ def test_every_commented_key_of_the_example_exists_with_its_default(example, tmp
         (("listen =", "lisen ="), "[kme] lisen: unknown key"),
         (("version = 1", "version = 1\nnonsense = 2"), "nonsense: unknown key"),
         (("version = 1", "version = 2"), "version: "),
+        (('id = "kme-alice"', 'id = "kme-alice"\nsae_from = "cn"'), "[kme] sae_from: unknown key"),
         (("version = 1", "version = 1\nbase = '/'"), "base: unknown key"),
         (('"192.0.2.1:8443"', '"192.0.2.1"'), '[kme] listen: it must be "HOST:PORT"'),
         (('"192.0.2.1:8443"', '"192.0.2.1:99999"'), "[kme] listen: "),

@@ -22,7 +22,7 @@ from keysource.simulated.child import Child
 from keysource.simulated.link_file import link_toml, write_link_file
 from keysource.simulated.source import SimulatedSettings, SimulatedSource
 
-LINK = {"role": "left", "listen": "127.0.0.1:1", "peer": "127.0.0.1:2", "auth_key": "link.key"}
+LINK = {"role": "left", "listen": "127.0.0.1:1", "auth_key": "link.key"}
 
 
 def context(folder: Path) -> SourceContext:
@@ -78,6 +78,9 @@ async def drawn(source: KeySource) -> Key:
         ({"role": "right", "listen": "h:1", "auth_key": "k"}, "", '"peer" is missing'),
         (LINK | {"role": "middle"}, "role", "left"),
         (LINK | {"socket": "x"}, "", "no place beside"),
+        ({"socket": "x", "preset": "demo"}, "", '"preset" has no place beside'),
+        (LINK | {"peer": "h:1"}, "", '"peer" has no place at role "left"'),
+        (LINK | {"role": "right", "peer": "h:1"}, "", '"listen" has no place at role "right"'),
         (LINK | {"pixels": 3}, "pixels", "no such key"),
         (LINK | {"owner": "eve"}, "owner", "alternate"),
         ({"socket": "x" * 200}, "socket", "107"),
