@@ -6,6 +6,9 @@ import hashlib
 import hmac
 from typing import NamedTuple
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+
 HASH_BYTES = 48
 KEY_MATERIAL_BYTES = 96
 ZERO_HASH = bytes(HASH_BYTES)
@@ -31,17 +34,12 @@ def hmac384(key: bytes, data: bytes) -> bytes:
 
 def extract(salt: bytes, ikm: bytes) -> bytes:
     """HKDF-Extract with SHA-384; 48 bytes."""
-    return hmac.digest(salt, ikm, "sha384")
+    return HKDF.extract(hashes.SHA384(), salt, ikm)
 
 
 def expand(prk: bytes, info: bytes, length: int) -> bytes:
     """HKDF-Expand with SHA-384; ``length`` up to 255 x 48 bytes."""
-    output, block, counter = b"", b"", 1
-    while len(output) < length:
-        block = hmac.digest(prk, block + info + bytes([counter]), "sha384")
-        output += block
-        counter += 1
-    return output[:length]
+    return HKDFExpand(hashes.SHA384(), length, info).derive(prk)
 
 
 def hkdf(ikm: bytes, salt: bytes, info: bytes, length: int) -> bytes:

@@ -28,6 +28,8 @@ class Cold:
     sender_index: bytes
     receiver_index: bytes
     message_id: bytes
+    configured: bool = False
+    """It came from the address that we know as the peer's: strangers do not take its places."""
     identity: int = 0
     """Which of the peer's public identities (``PeerParameters.peers``) made the mac1."""
 

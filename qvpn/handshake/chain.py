@@ -71,7 +71,7 @@ class Chain:
 
     def confirmed(self, link: Link) -> None:
         """A record of the epoch that made ``link`` has verified: what was before it is erased."""
-        if self._new is not None and self._new.secret == link.secret:
+        if self._new is link:
             self._old = None
 
 

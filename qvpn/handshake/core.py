@@ -53,6 +53,8 @@ class EpochInfo:
     name: KeyName | None = None
     confirmed: bool = False
     held: bool = False
+    identity: int = 0
+    """Which of the peer's public identities it was agreed with."""
     chain_expected: bool = False
     """R had a chain when M1 came, so that one without is worth a word."""
 
@@ -89,6 +91,8 @@ class Core:
         self.degraded_since: float | None = None
         self.give_way: Callable[[str, object, float], None] = lambda key_id, entry, now: None
         """Erase the unconfirmed epoch of another entry that has this held key."""
+        self.identity = 0
+        """Which public identity of the peer the next cold attempt tries."""
         self.requests = 0
         self.fingerprint = parameters.identity.public.fingerprint
         self.peer_prints = tuple(peer.fingerprint for peer in parameters.peers)

@@ -15,7 +15,7 @@ from qvpn.errors import BadPacket
 from qvpn.handshake.carrier import Cold, UdpAddress
 from qvpn.handshake.cookie import CookieJar
 from qvpn.handshake.parameters import PeerParameters, Randomness
-from qvpn.handshake.port import Port, source_prefix
+from qvpn.handshake.port import ATTEMPT, ENTRY, Port, source_prefix
 from qvpn.handshake.schedule import NO_PSK
 from qvpn.tunnel.drops import DropReason
 from qvpn.wire import datagram as wire
@@ -24,6 +24,10 @@ from qvpn.wire.messages import MessageType
 
 TRIALS_PER_SOURCE = 200
 TRIALS_TOTAL = 5000
+QUESTIONS_TOTAL, QUESTIONS_RESERVED = 64, 8
+"""M1, M3 and M3R in parts at a time, and how many of these only known endpoints get."""
+QUESTIONS_PER_PEER, QUESTIONS_PER_SOURCE = 16, 2
+ANSWERS_TOTAL, ANSWERS_PER_PEER, ANSWERS_PER_SOURCE = 512, 4, 2
 REMEMBERED = 4096
 """Addresses and sources remembered at the most."""
 
@@ -112,8 +116,8 @@ class Gate:
         self._peers: dict[str, _Peer] = {}
         self._endpoints: dict[str, UdpAddress] = {}
         self._seen: OrderedDict[UdpAddress, str] = OrderedDict()
-        self._answers = Reassembler(2 * 256)
-        self._strangers = Reassembler(64)
+        self._answers = Reassembler(ANSWERS_TOTAL)
+        self._questions = Reassembler(QUESTIONS_TOTAL)
 
     def add_peer(self, parameters: PeerParameters) -> None:
         """Raises ValueError if the name is taken."""
@@ -158,7 +162,15 @@ class Gate:
         ):
             return self._without_cookie(datagram, peer, identity, address, now)
         self._remember(address, peer.name)
-        carrier = Cold(address, datagram.suite, datagram.sender, datagram.receiver, datagram.message_id, identity)
+        carrier = Cold(
+            address,
+            datagram.suite,
+            datagram.sender,
+            datagram.receiver,
+            datagram.message_id,
+            configured=self._endpoints.get(peer.name) == address,
+            identity=identity,
+        )
         if datagram.type is MessageType.RETRY:
             return Complete(peer.name, MessageType.RETRY, datagram.raw, carrier)
         return self._assemble(datagram, peer, carrier, now)
@@ -166,7 +178,8 @@ class Gate:
     def _find(self, datagram: wire.Datagram, address: UdpAddress, now: float) -> tuple[_Peer, int] | DropReason:
         """The peer whose mac1 fits and which of its identities."""
         if datagram.type is not MessageType.M1:
-            peer = self._peers.get(self._port.owner(datagram.receiver) or "")
+            waits = ATTEMPT if datagram.type not in _FROM_INITIATOR else ENTRY
+            peer = self._peers.get(self._port.owner(datagram.receiver, waits) or "")
             identity = peer.identity(datagram) if peer else None
             if peer is None or identity is None:
                 return DropReason.HANDSHAKE_UNKNOWN_PEER
@@ -179,7 +192,8 @@ class Gate:
         others = [peer for name, peer in self._peers.items() if name not in known]
         if not others:
             return DropReason.HANDSHAKE_UNKNOWN_PEER
-        if not self._budget.allows(source_prefix(address.ip), len(others), now):
+        trials = sum(len(peer.theirs) for peer in others)
+        if not self._budget.allows(source_prefix(address.ip), trials, now):
             return DropReason.HANDSHAKE_BUDGET
         # a random start spreads the cost of being last over all peers
         start = int(self._random.uniform() * len(others))
@@ -213,31 +227,21 @@ class Gate:
         return Reply(peer.name, wire.encode_retry(datagram, peer.ours[identity], cookie, self._random.token(16)))
 
     def _assemble(self, datagram: wire.Datagram, peer: _Peer, carrier: Cold, now: float) -> Verdict:
-        source = source_prefix(carrier.address.ip)
+        """The known endpoint has places of its own, so that strangers cannot take them."""
         key = (peer.name, carrier.address, datagram.type, datagram.sender, datagram.message_id)
-        configured = self._endpoints.get(peer.name) == carrier.address
+        question = datagram.type in _FROM_INITIATOR
+        pool = self._questions if question else self._answers
+        per_source, per_peer = (
+            (QUESTIONS_PER_SOURCE, QUESTIONS_PER_PEER) if question else (ANSWERS_PER_SOURCE, ANSWERS_PER_PEER)
+        )
+        if carrier.configured:
+            limits: tuple[tuple[Hashable, int], ...] = ((("endpoint", peer.name), per_source),)
+        else:
+            source = source_prefix(carrier.address.ip)
+            limits = ((("source", source), per_source), (("peer", peer.name), per_peer))
+        reserved = QUESTIONS_RESERVED if question and not carrier.configured else 0
         try:
-            if datagram.type in _FROM_INITIATOR:
-                message = self._strangers.add(
-                    key,
-                    ((("source", source), 2), (("peer", peer.name), 16)),
-                    datagram.suite,
-                    datagram.index,
-                    datagram.count,
-                    datagram.fragment,
-                    now,
-                    reserved=0 if configured else 8,
-                )
-            else:
-                message = self._answers.add(
-                    key,
-                    ((("peer", peer.name), 2),),
-                    datagram.suite,
-                    datagram.index,
-                    datagram.count,
-                    datagram.fragment,
-                    now,
-                )
+            message = pool.add(key, limits, datagram, now, reserved=reserved)
         except BadPacket:
             return Dropped(DropReason.HANDSHAKE_MALFORMED, peer.name)
         if message is None:

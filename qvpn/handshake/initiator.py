@@ -14,6 +14,7 @@ from qvpn.handshake.chain import Link, Offer, next_link
 from qvpn.handshake.core import STATES, Core, EpochInfo
 from qvpn.handshake.events import AttemptFailed, ChainBroken, Failure, NeedKey, Role, SendCold, SendInner
 from qvpn.handshake.parameters import KeyFault, KeyMaterial
+from qvpn.handshake.port import ATTEMPT
 from qvpn.handshake.state import INITIATOR, InitiatorEvent, InitiatorState, step
 from qvpn.tunnel.drops import DropReason
 from qvpn.wire import codec
@@ -47,13 +48,9 @@ class Attempt:
         self.started = now
         self.deadline = now + timers.DEADLINE
         self.last_reply: float | None = None
-        self.failure: Failure | None = None
         self.request: int | None = None
         self.request_deadline = 0.0
-        self.cookie: bytes | None = None
-        self._cookie_until = 0.0
-        self._retries = 0
-        self._retry_at = -timers.RETRY_SPACING
+        self._retries: list[float] = []
         self._begin(now)
 
     @property
@@ -97,9 +94,9 @@ class Attempt:
 
     def _begin(self, now: float) -> None:
         core = self.core
-        self.identity = 0
+        self.identity = core.identity if self.inner is None else self.inner.identity
         self.suite = core.suite(core.parameters.suites[0])
-        self.index = core.port.allocate(core.parameters.name)
+        self.index = core.port.allocate(core.parameters.name, ATTEMPT)
         self.peer_index = NO_INDEX
         self.attempt = 0
         self.mismatches = 0
@@ -113,16 +110,21 @@ class Attempt:
         self._e4 = self._th4 = b""
         self._policy = core.policy()
         self._resend_delay = timers.RESEND_FIRST
-        self._step(InitiatorEvent.START)
+        if self.state is InitiatorState.IDLE:
+            self._step(InitiatorEvent.START)
         self._compose(MessageType.M1, self._m1)
         self._send(now)
 
     def on_retry(self, message: bytes, now: float) -> None:
-        """A cookie: send the same M1 again with it, at most once a second."""
+        """A cookie: send the same M1 again with it, at most a few times a second.
+
+        Where there is no PSK an observer can forge RETRY and be first, so each one counts for a while.
+        """
         if self.state is not InitiatorState.WAIT_M2 or self.inner is not None:
             self.core.drop(DropReason.HANDSHAKE_STATE, "RETRY")
             return
-        if now - self._retry_at < timers.RETRY_SPACING:
+        self._retries = [when for when in self._retries if now - when < timers.RETRY_WINDOW]
+        if len(self._retries) >= timers.RETRIES:
             self.core.drop(DropReason.HANDSHAKE_BUDGET, "RETRY")
             return
         first = self._out.datagrams(self.core.own_gate[self.identity], None, self.core.datagram_limit)[0]
@@ -135,23 +137,20 @@ class Attempt:
         except BadPacket as error:
             self.core.drop(DropReason.HANDSHAKE_AUTHENTICATION, str(error))
             return
-        self._retry_at = now
-        self._retries += 1
-        # an observer may have forged the first cookie: every third time ask for a new one
-        self.cookie = None if self._retries % 3 == 0 else cookie
-        self._cookie_until = now + timers.COOKIE_LIFE
+        self._retries.append(now)
+        self.core.cookies.add(cookie, now)
         self._step(InitiatorEvent.RETRY)
         self._send(now)
 
     # M2
 
-    def on_m2(self, message: bytes, now: float) -> None:
-        """Verify R first; only then is a key source asked."""
+    def on_m2(self, message: bytes, sender_index: bytes | None, now: float) -> None:
+        """Verify R first; only then is a key source asked.  ``sender_index``: of the datagrams, None inside."""
         if self.state is not InitiatorState.WAIT_M2:
             self.core.drop(DropReason.HANDSHAKE_STATE, "M2")
             return
         try:
-            self._read_m2(message)
+            self._read_m2(message, sender_index)
         except BadPacket as error:
             self._step(InitiatorEvent.M2_BAD)
             self.core.drop(DropReason.HANDSHAKE_AUTHENTICATION, f"M2: {error}")
@@ -161,7 +160,7 @@ class Attempt:
         if self._selected is None and self._offer.new is not None:
             self.core.emit(ChainBroken())
         core = self.core
-        if core.parameters.mode is Mode.PQC_ONLY or not (self.peer_policy.ready and core.ready):
+        if core.parameters.mode is Mode.PQC_ONLY or not (self.peer_policy.ready and core.policy().ready):
             why = (
                 "the peer's key source is not ready" if not self.peer_policy.ready else "our key source is not ready"
             )
@@ -170,11 +169,13 @@ class Attempt:
         self._step(InitiatorEvent.M2_DRAW)
         self._draw(now)
 
-    def _read_m2(self, message: bytes) -> None:
+    def _read_m2(self, message: bytes, sender_index: bytes | None) -> None:
         core, suite, ephemeral = self.core, self.suite, self._ephemeral
         if ephemeral is None:
             raise BadPacket("no ephemeral keys")
         m2 = codec.decode_m2_untrusted(suite, message, self._offer.ids)
+        if sender_index not in (None, m2.index):
+            raise BadPacket("M2 whose index is not the sender index of its datagrams")
         secret = ephemeral.decapsulate_untrusted(m2.ciphertext, m2.x25519)
         selected = self._offer.selected(m2.chain_selected)
         epoch = (selected.epoch + 1) & 0xFFFFFFFF if selected else 0
@@ -377,8 +378,10 @@ class Attempt:
             self.key,
             self._name,
         )
+        info.identity = self.identity
         self.key = None
         self._step(InitiatorEvent.M4_ACCEPT)
+        core.port.becomes_epoch(self.index)
         core.install(info, self.suite, self.peer_index, final, now)
         core.chain.advance(link, self._selected)
         core.sending = info
@@ -393,7 +396,9 @@ class Attempt:
             return
         self._step(event)
         self._let_go(now)
-        self.failure = failure
+        if self.inner is None and self.last_reply is None:
+            # silence: while the peer's identity rolls over it may be the other one that answers
+            self.core.identity = (self.identity + 1) % len(self.core.parameters.peers)
         self.core.emit(AttemptFailed(failure, why))
 
     def go_cold(self, now: float) -> None:
@@ -403,7 +408,6 @@ class Attempt:
         self.core.emit(AttemptFailed(Failure.NO_REPLY, "no answer inside the epoch"))
         self.inner = None
         self.last_reply = None
-        self.state = InitiatorState.IDLE
         self._begin(now)
 
     def _let_go(self, now: float) -> None:
@@ -438,7 +442,7 @@ class Attempt:
             target = self.index if self._out.type is MessageType.M1 else self.peer_index
             core.emit(SendInner(self.inner.receive_index, self._out.payloads(target)))
             return
-        cookie = self.cookie if now < self._cookie_until else None
+        cookie = core.cookies.next(now)
         core.emit(SendCold(self._out.datagrams(core.own_gate[self.identity], cookie, core.datagram_limit)))
 
     def _step(self, event: InitiatorEvent) -> None:

@@ -31,7 +31,7 @@ EPOCH_OK, EPOCH_ACK, KEEPALIVE, CLOSE = 0x02, 0x03, 0x04, 0x07
 MAX_INNER_ENTRIES = 4
 MAX_INNER_PARTS = 4
 MIN_LIMIT = 576
-"""Bytes of UDP payload that every path is taken to carry; suite 03 needs 11 datagrams of it."""
+"""Bytes of UDP payload that every path is taken to carry; suite 03 needs 12 datagrams of it."""
 POSTPONE = 1.0
 _ENDING = (ResponderState.FETCH, ResponderState.CONFIRM, ResponderState.CONFIRM_NONE)
 
@@ -59,6 +59,9 @@ class Snapshot:
     keys_used: int
     next_rekey: float | None
     preferred: bool
+
+
+_REPLACEABLE = (ResponderState.HALF_OPEN, ResponderState.RETRY, ResponderState.REFUSED)
 
 
 class PeerHandshake:
@@ -218,9 +221,10 @@ class PeerHandshake:
             if entry.request == request:
                 entry.on_key(request, answer, now)
                 return
+        late = self._late.pop(request, None) is not None
         if not isinstance(answer, KeyMaterial):
             return
-        if self._late.pop(request, None) is not None and not self._stopped:
+        if late and not self._stopped:
             self._core.keys.hold_drawn(answer, now)
         else:
             wipe(answer.material)
@@ -288,7 +292,7 @@ class PeerHandshake:
             return
         for info in tuple(self._core.epochs.values()):
             if now >= info.hard_end:
-                self._core.erase(info)
+                self._end_epoch(info, now)
         for entry in tuple(self._entries):
             entry.handle_timer(now)
         self._entries = [entry for entry in self._entries if not entry.over]
@@ -366,16 +370,16 @@ class PeerHandshake:
     # messages
 
     def _on_m1(self, message: bytes, carrier: Carrier, now: float) -> DropReason | None:
+        if self._moves(now):
+            return DropReason.HANDSHAKE_STATE
         for entry in self._entries:
             if entry.m1 == message:
                 entry.again(carrier, now)
                 return None
-        if self._moves(now):
-            return DropReason.HANDSHAKE_STATE
         if isinstance(carrier, Cold):
             source = source_prefix(carrier.address.ip)
-            if not self._port.admit(source, self._endpoint) and not (
-                self._replace_stale(carrier) and self._port.admit(source, self._endpoint)
+            if not self._port.admit(source, carrier.configured, now) and not (
+                self._replace_stale(carrier) and self._port.admit(source, carrier.configured, now)
             ):
                 return DropReason.HANDSHAKE_BUDGET
         elif sum(isinstance(entry.carrier, Inner) for entry in self._entries) >= MAX_INNER_ENTRIES:
@@ -392,7 +396,7 @@ class PeerHandshake:
         """Let the oldest answer that waits for M3 from this very address go: its peer has begun anew since."""
         for entry in self._entries:
             same = isinstance(entry.carrier, Cold) and entry.carrier.address == carrier.address
-            if same and entry.state in (ResponderState.HALF_OPEN, ResponderState.RETRY, ResponderState.REFUSED):
+            if same and entry.source is not None and entry.state in _REPLACEABLE:
                 entry.discard()
                 self._entries.remove(entry)
                 return True
@@ -402,9 +406,10 @@ class PeerHandshake:
         self, kind: MessageType, index: bytes, message: bytes, carrier: Carrier, now: float
     ) -> DropReason | None:
         for entry in self._entries:
-            if entry.index == index and type(entry.carrier) is type(carrier):
+            if entry.index == index and _same_way(entry, carrier):
                 if entry.on_m3(kind, message, carrier, now, self._moves(now)) and self._yields():
                     self._end_attempt(InitiatorEvent.YIELD, Failure.YIELDED, "the preferred peer was first", now)
+                self._entries = [entry for entry in self._entries if not entry.over]
                 return None
         return DropReason.HANDSHAKE_STATE
 
@@ -419,7 +424,7 @@ class PeerHandshake:
         elif carrier.suite != attempt.suite.code:
             return DropReason.HANDSHAKE_MALFORMED
         elif kind is MessageType.M2:
-            attempt.on_m2(message, now)
+            attempt.on_m2(message, carrier.sender_index if isinstance(carrier, Cold) else None, now)
         else:
             attempt.on_m4(message, now)
         self._after_attempt(now)
@@ -433,10 +438,7 @@ class PeerHandshake:
             message = self._inner_parts.add(
                 (info.index, part.type, part.handshake_index, part.message_id),
                 ((info.index, MAX_INNER_PARTS),),
-                part.suite,
-                part.index,
-                part.count,
-                part.fragment,
+                part,
                 now,
             )
         except BadPacket:
@@ -536,6 +538,14 @@ class PeerHandshake:
 
     # epochs in time
 
+    def _end_epoch(self, info: EpochInfo, now: float) -> None:
+        """The hard end: an entry that still waits for its first record ends with it."""
+        for entry in self._entries:
+            if entry.epoch is info:
+                entry.expire(now)
+                return
+        self._core.erase(info)
+
     def _check_unconfirmed(self, now: float) -> None:
         """An epoch that we accepted and that carries nothing back: do not send into nothing."""
         info = self._core.sending
@@ -582,3 +592,13 @@ class PeerHandshake:
 
     def _inner(self, info: EpochInfo, payload: bytes) -> None:
         self._core.emit(SendInner(info.receive_index, (payload,)))
+
+
+def _same_way(entry: Entry, carrier: Carrier) -> bool:
+    """A handshake stays in the carrier, suite and identity in which its M1 came, and inside the same epoch."""
+    began = entry.carrier
+    if isinstance(began, Cold) and isinstance(carrier, Cold):
+        return (began.suite, entry.identity) == (carrier.suite, carrier.identity)
+    if isinstance(began, Inner) and isinstance(carrier, Inner):
+        return (began.suite, began.receive_index) == (carrier.suite, carrier.receive_index)
+    return False

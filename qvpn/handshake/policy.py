@@ -22,11 +22,13 @@ def chained_allowed(parameters: PeerParameters, peer: Policy, link: Link | None,
     return now - link.qkd_at < age
 
 
-def decide_none(parameters: PeerParameters, peer: Policy, link: Link | None, now: float) -> Outcome:
-    """R's answer to a signed n = 0."""
+def decide_none(parameters: PeerParameters, peer: Policy, link: Link | None, now: float, degraded: bool) -> Outcome:
+    """R's answer to a signed n = 0.  ``degraded``: ``max_degraded`` still lets us run on PQC."""
     if chained_allowed(parameters, peer, link, now):
         return Outcome.CHAINED
-    return Outcome.REFUSED if Mode.REQUIRE_QKD in (parameters.mode, peer.mode) else Outcome.ABSENT
+    if Mode.REQUIRE_QKD in (parameters.mode, peer.mode):
+        return Outcome.REFUSED
+    return Outcome.ABSENT if degraded or parameters.mode is Mode.PQC_ONLY else Outcome.REFUSED
 
 
 def may_send_none(parameters: PeerParameters, peer: Policy, link: Link | None, now: float, degraded: bool) -> bool:

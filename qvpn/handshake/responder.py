@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Hashable
+from dataclasses import dataclass
 
 from qvpn.crypto import labels
 from qvpn.crypto.aead import open_untrusted, seal
@@ -15,7 +16,7 @@ from qvpn.handshake.chain import Link, next_link
 from qvpn.handshake.core import STATES, Core, EpochInfo
 from qvpn.handshake.events import NeedKey, Role
 from qvpn.handshake.parameters import KeyFault, KeyMaterial
-from qvpn.handshake.port import source_prefix
+from qvpn.handshake.port import ENTRY, source_prefix
 from qvpn.handshake.state import RESPONDER, ResponderEvent, ResponderState, step
 from qvpn.tunnel.drops import DropReason
 from qvpn.wire import codec
@@ -50,6 +51,18 @@ _LIVES = {
 }
 
 
+_ADDRESSES = 4
+"""Addresses that one answer is repeated to: the peer's, and a few that copied its message."""
+
+
+@dataclass(slots=True)
+class _Answers:
+    """How often one address may still have the answer, and when it had it last."""
+
+    left: int = timers.ANSWER_REPEATS
+    at: float = -timers.ANSWER_SPACING
+
+
 class Entry:
     """One handshake that we answer.
 
@@ -63,7 +76,7 @@ class Entry:
         self.started = now
         self.m1 = message
         self.suite = core.suite(carrier.suite)
-        self.identity = carrier.identity if isinstance(carrier, Cold) else 0
+        self.identity = carrier.identity if isinstance(carrier, Cold) else core.epochs[carrier.receive_index].identity
         self.loses = False
         """The preferred peer (we) has accepted its own M4: never send on this one."""
         self.epoch: EpochInfo | None = None
@@ -71,6 +84,8 @@ class Entry:
         self.request_deadline = 0.0
         self.attempt = 0
         self.source: Hashable | None = source_prefix(carrier.address.ip) if isinstance(carrier, Cold) else None
+        self._bad = 0
+        self._answers: dict[Hashable, _Answers] = {}
         self._m3 = self._e4 = self._th4 = b""
         self._policy: Policy | None = None
         self._key: KeyMaterial | None = None
@@ -103,7 +118,7 @@ class Entry:
         self._chain_expected = core.chain.expected
         which, self._selected = core.chain.select(m1.chain_new, m1.chain_old)
         self._epoch = (self._selected.epoch + 1) & 0xFFFFFFFF if self._selected else 0
-        self.index = core.port.allocate(core.parameters.name)
+        self.index = core.port.allocate(core.parameters.name, ENTRY)
         self.peer_index = m1.index
         clear = codec.encode_m2_clear(self.index, answer.ciphertext, answer.x25519, which)
         ctx = schedule.context(
@@ -120,8 +135,7 @@ class Entry:
     def again(self, carrier: Carrier, now: float) -> None:
         """The same M1 once more: the same M2."""
         if self._step(ResponderEvent.M1_SAME, now) and self.state is ResponderState.HALF_OPEN:
-            self.carrier = carrier
-            self._repeat(now)
+            self._repeat(carrier, now)
 
     # M3 and M3R
 
@@ -129,8 +143,7 @@ class Entry:
         """Verify I, then decide.  True if both of I's signatures verified for the first time on these bytes."""
         if self._m3 and hmac.compare_digest(message, self._m3):
             if self._step(ResponderEvent.M3_SAME, now) and self.state is not ResponderState.FETCH:
-                self.carrier = carrier
-                self._repeat(now)
+                self._repeat(carrier, now)
             return False
         first = self.state is ResponderState.HALF_OPEN
         bad = ResponderEvent.M3_BAD if first else ResponderEvent.M3R_BAD
@@ -147,7 +160,11 @@ class Entry:
         except BadPacket as error:
             self._step(bad, now)
             self.core.drop(DropReason.HANDSHAKE_AUTHENTICATION, f"{kind.name}: {error}")
+            if first and self._bad >= timers.BAD_M3:
+                self._step(ResponderEvent.TOO_MANY_BAD, now)
+                self.discard()
             return False
+        self._leave()  # the peer has proved itself: no longer one of the half-open
         self.attempt, self._m3, self.carrier = attempt, message, carrier
         self._policy = p3.body.policy
         self._th4 = schedule.th4(th3, message)
@@ -163,6 +180,7 @@ class Entry:
             raise BadPacket("more than two M3R")
         aad = self._th2 if attempt == 0 else schedule.retry_aad(self._th4, self._e4)
         plain = open_untrusted(self.suite, kex.hk_i, kex.iv_i, attempt, aad, message)
+        self._bad += 1  # it decrypts, so whoever sent it made M1; a stranger's bytes do not count against the peer
         p3 = codec.decode_p3_untrusted(self.suite, plain)
         th3 = schedule.th3(self._th2, self._e2, p3.raw) if attempt == 0 else schedule.th3(self._th4, self._e4, p3.raw)
         if not verifies(core.parameters.peers[self.identity], labels.SIGN_INITIATOR, th3, p3.signatures):
@@ -179,7 +197,9 @@ class Entry:
             else (ResponderEvent.M3R_KEY, ResponderEvent.M3R_NONE, ResponderEvent.M3R_REFUSE)
         )
         if not body.keys:
-            outcome = policy.decide_none(core.parameters, body.policy, self._selected, now)
+            outcome = policy.decide_none(
+                core.parameters, body.policy, self._selected, now, core.degraded_allowed(now)
+            )
             if outcome is Outcome.REFUSED:
                 self._step(refuse, now)
                 self._reply(P4(Outcome.REFUSED, Reason.POLICY), now)
@@ -278,9 +298,10 @@ class Entry:
             self._name if key else None,
         )
         self.epoch.chain_expected = self._chain_expected
+        self.epoch.identity = self.identity
         core.install(self.epoch, self.suite, self.peer_index, final, now)
         if self.loses:
-            core.hold(self.epoch)
+            self.lose()
         signatures = b""
         if outcome.degraded:
             signatures = sign(core.parameters.identity, labels.SIGN_DEGRADED, self._th4 + bytes([outcome]))
@@ -298,11 +319,13 @@ class Entry:
         """Our own handshake won: receive on this epoch, never send."""
         self.loses = True
         if self.epoch is not None:
+            self.epoch.link = Link(b"", self.epoch.number)  # its C_next is erased
             self.core.hold(self.epoch)
 
     def confirmed(self, now: float) -> None:
         """The first record under the epoch verified."""
         self._step(ResponderEvent.FIRST_RECORD, now)
+        self.core.port.becomes_epoch(self.index)
         self._leave()
 
     def expire(self, now: float) -> None:
@@ -342,17 +365,24 @@ class Entry:
     def _compose(self, kind: MessageType, body: bytes) -> None:
         message_id = self.core.random.token(4)
         self._out = Outgoing(kind, self.suite.code, self.index, self.peer_index, message_id, body)
-        self._repeats = timers.ANSWER_REPEATS
+        self._answers.clear()
 
-    def _repeat(self, now: float) -> None:
-        if self._repeats <= 0 or now - self._sent_at < timers.ANSWER_SPACING:
+    def _repeat(self, carrier: Carrier, now: float) -> None:
+        """Back to where the question came from; what one address uses up, another still has."""
+        to = carrier.address if isinstance(carrier, Cold) else None
+        if to not in self._answers and len(self._answers) >= _ADDRESSES:
+            self.core.drop(DropReason.HANDSHAKE_BUDGET, "answer asked for from too many addresses")
+            return
+        answers = self._answers.setdefault(to, _Answers())
+        if answers.left <= 0 or now - answers.at < timers.ANSWER_SPACING:
             self.core.drop(DropReason.HANDSHAKE_BUDGET, "answer repeated too often")
             return
-        self._repeats -= 1
-        self._send(now)
+        answers.left, answers.at = answers.left - 1, now
+        self.core.answer(self._out, carrier, self.peer_index)
 
     def _send(self, now: float) -> None:
-        self._sent_at = now
+        to = self.carrier.address if isinstance(self.carrier, Cold) else None
+        self._answers[to] = _Answers(at=now)
         self.core.answer(self._out, self.carrier, self.peer_index)
 
     def _step(self, event: ResponderEvent, now: float) -> bool:

@@ -56,6 +56,7 @@ class ResponderEvent(enum.StrEnum):
     M1 = "M1"
     M1_SAME = "M1_SAME"
     M3_BAD = "M3_BAD"
+    TOO_MANY_BAD = "TOO_MANY_BAD"
     M3_IGNORED = "M3_IGNORED"
     M3_KEY = "M3_KEY"
     M3_NONE = "M3_NONE"
@@ -63,7 +64,6 @@ class ResponderEvent(enum.StrEnum):
     M3_SAME = "M3_SAME"
     KEY = "KEY"
     NO_KEY = "NO_KEY"
-    REFUSE = "REFUSE"
     M3R_BAD = "M3R_BAD"
     M3R_KEY = "M3R_KEY"
     M3R_NONE = "M3R_NONE"
@@ -97,13 +97,13 @@ INITIATOR: Mapping[tuple[InitiatorState, InitiatorEvent], InitiatorState] = {
         for state in (_I.WAIT_M2, _I.DRAW, _I.WAIT_M4)
         for event in (_IE.DEADLINE, _IE.YIELD, _IE.STOP)
     },
-    (_I.IDLE, _IE.KEY): _I.IDLE,
 }
 
 RESPONDER: Mapping[tuple[ResponderState, ResponderEvent], ResponderState] = {
     (_R.NONE, _RE.M1): _R.HALF_OPEN,
     (_R.HALF_OPEN, _RE.M1_SAME): _R.HALF_OPEN,
     (_R.HALF_OPEN, _RE.M3_BAD): _R.HALF_OPEN,
+    (_R.HALF_OPEN, _RE.TOO_MANY_BAD): _R.GONE,
     (_R.HALF_OPEN, _RE.M3_IGNORED): _R.HALF_OPEN,
     (_R.HALF_OPEN, _RE.M3_KEY): _R.FETCH,
     (_R.HALF_OPEN, _RE.M3_NONE): _R.CONFIRM_NONE,
@@ -112,7 +112,6 @@ RESPONDER: Mapping[tuple[ResponderState, ResponderEvent], ResponderState] = {
     (_R.FETCH, _RE.M3_SAME): _R.FETCH,
     (_R.FETCH, _RE.KEY): _R.CONFIRM,
     (_R.FETCH, _RE.NO_KEY): _R.RETRY,
-    (_R.FETCH, _RE.REFUSE): _R.REFUSED,
     **{(state, _RE.M3_SAME): state for state in (_R.RETRY, _R.CONFIRM, _R.CONFIRM_NONE, _R.REFUSED)},
     **{(state, _RE.M3R_BAD): state for state in (_R.RETRY, _R.CONFIRM)},
     **{(state, _RE.M3R_KEY): _R.FETCH for state in (_R.RETRY, _R.CONFIRM)},

@@ -8,8 +8,11 @@ HALF_OPEN = 30.0
 ANSWER_LIFE = 40.0
 """M4 cache and unconfirmed epoch: 10 s longer than I may accept the M4."""
 HELD_KEY = 60.0
-COOKIE_LIFE = 120.0
-RETRY_SPACING = 1.0
+RETRY_WINDOW = 1.0
+RETRIES = 8
+"""RETRY that are taken in a window: an observer may have forged some of them."""
+BAD_M3 = 8
+"""Bad M3 or M3R after which an entry is let go: each costs two signature checks."""
 ANSWER_SPACING = 0.4
 ANSWER_REPEATS = 12
 MOVES = 3.0

@@ -131,6 +131,7 @@ def encode_tlvs(tlvs: Mapping[int, bytes]) -> bytes:
 
 
 def _tlvs(reader: _Reader) -> dict[int, bytes]:
+    """By type without the critical bit: a critical claim is a claim."""
     total = int.from_bytes(reader.take(2), "big")
     if total > MAX_TLVS:
         raise BadPacket("TLV list is too long")
@@ -143,7 +144,7 @@ def _tlvs(reader: _Reader) -> dict[int, bytes]:
         last = kind & ~CRITICAL
         if kind & CRITICAL and last not in _KNOWN_TLVS:
             raise BadPacket(f"unknown critical TLV {last:#06x}")
-        tlvs[kind] = value
+        tlvs[last] = value
     if reader.position != end:
         raise BadPacket("TLV list does not end where it says")
     return tlvs

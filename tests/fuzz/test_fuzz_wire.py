@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from types import SimpleNamespace
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -96,7 +97,12 @@ def test_reassembler_never_gives_what_was_not_sent(steps: list[tuple[int, int, i
         now += wait
         seen.setdefault((message, count, suite), {}).setdefault(index, []).append(fragment)
         with contextlib.suppress(BadPacket):
-            whole = pool.add(message, [("peer", 3)], suite, index, count, fragment, now)
+            whole = pool.add(
+                message,
+                [("peer", 3)],
+                SimpleNamespace(suite=suite, index=index, count=count, fragment=fragment),
+                now,
+            )
             if whole is not None:
                 pieces = seen[message, count, suite]
                 assert sorted(pieces) == list(range(count))

@@ -100,7 +100,7 @@ def test_someone_who_knows_the_public_keys_gets_smaller_answers_only_and_stores_
     answers = [data for source, _, data in capture if source == world.addresses["b"] and data[0] != 0x10]
     assert {data[0] for data in answers} == {5}
     assert sum(map(len, answers)) * 10 < received
-    assert len(world.b.gate._strangers) == 0
+    assert len(world.b.gate._questions) == 0
     assert world.b.machine.snapshot(world.now).answering == ()
     everything_as_before(world, *before)
 

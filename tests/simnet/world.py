@@ -223,7 +223,7 @@ class Site:
         self._count(self.machine.control(receive_index, payload, self.world.now))
         self.pump()
 
-    def on_first_record(self, peer: str, receive_index: int) -> None:
+    def on_first_record(self, peer: str, receive_index: int, address: Address) -> None:
         self.machine.first_record(receive_index, self.world.now)
         self.pump()
 

@@ -82,7 +82,7 @@ def messages(made: PeerHandshake) -> list[tuple[MessageType, bytes, Cold]]:
         pool = Reassembler(1)
         for raw in event.datagrams:
             part = datagram.decode_untrusted(raw)
-            whole = pool.add(part.message_id, (), part.suite, part.index, part.count, part.fragment, 0.0)
+            whole = pool.add(part.message_id, (), part, 0.0)
         carrier = Cold(
             Where(ipaddress.IPv4Address("192.0.2.1")), part.suite, part.sender, part.receiver, part.message_id
         )

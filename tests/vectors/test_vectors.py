@@ -78,11 +78,11 @@ def test_the_reassembler_puts_them_together_from_the_last_to_the_first(code: int
             if entry["cookie"]:
                 assert cold.mac2_fits(bytes.fromhex(hs["gate"]["cookie"]))
             if cold.type is not datagram.MessageType.RETRY:
-                got.append(pool.add(cold.message_id, (), cold.suite, cold.index, cold.count, cold.fragment, 0.0))
+                got.append(pool.add(cold.message_id, (), cold, 0.0))
     for entry in hs.get("payloads", ()):
         for raw in reversed(entry["payloads"]):
             inner = datagram.decode_inner_untrusted(bytes.fromhex(raw))
-            got.append(pool.add(inner.message_id, (), inner.suite, inner.index, inner.count, inner.fragment, 0.0))
+            got.append(pool.add(inner.message_id, (), inner, 0.0))
     complete = [message.hex() for message in got if message is not None]
     assert complete[-len(wanted) :] == wanted
     assert len(pool) == 0

@@ -13,7 +13,16 @@ from qvpn.handshake.chain import Chain, Link, next_link
 from qvpn.handshake.cookie import RENEW, CookieJar, address_bytes
 from qvpn.handshake.keyring import REMEMBERED, Keyring, UsedKeys
 from qvpn.handshake.parameters import KeyMaterial
-from qvpn.handshake.port import HALF_OPEN_PER_SOURCE, HALF_OPEN_RESERVED, HALF_OPEN_TOTAL, Port, source_prefix
+from qvpn.handshake.port import (
+    ANSWERS_TOTAL,
+    ATTEMPT,
+    ENTRY,
+    EPOCH,
+    HALF_OPEN_PER_SOURCE,
+    HALF_OPEN_TOTAL,
+    Port,
+    source_prefix,
+)
 from qvpn.wire.messages import NO_CHAIN, WireOrigin
 
 
@@ -42,15 +51,15 @@ def test_a_new_chain_offers_nothing_and_expects_nothing() -> None:
 
 
 def test_the_pair_is_the_newest_and_what_its_own_handshake_selected() -> None:
-    chain = Chain()
+    chain, second = Chain(), link(2)
     chain.advance(link(1), None)
     chain.confirmed(link(1))
-    chain.advance(link(2), link(1))
+    chain.advance(second, link(1))
     assert chain.offer().ids == (link(2).id, link(1).id)
     assert chain.select(link(2).id, NO_CHAIN) == (1, link(2))
     assert chain.select(link(9).id, link(1).id) == (2, link(1))
     assert chain.select(link(9).id, link(8).id) == (0, None)
-    chain.confirmed(link(2))
+    chain.confirmed(second)
     assert chain.offer().ids == (link(2).id, NO_CHAIN)
 
 
@@ -204,11 +213,14 @@ def test_an_address_is_one_string_of_bytes() -> None:
 def test_indexes_are_the_hosts_own_and_have_room_for_lanes() -> None:
     values = iter([bytes(4), b"\0\0\0\x0f", b"\1\2\3\x44", b"\1\2\3\x45", b"\1\2\3\x54"])
     port = Port(lambda count: next(values))
-    assert port.allocate("a") == b"\1\2\3\x40"
-    assert port.allocate("b") == b"\1\2\3\x50"
-    assert (port.owner(b"\1\2\3\x40"), port.owner(b"\1\2\3\x50"), port.owner(bytes(4))) == ("a", "b", None)
+    assert port.allocate("a", ATTEMPT) == b"\1\2\3\x40"
+    assert port.allocate("b", ENTRY) == b"\1\2\3\x50"
+    assert (port.owner(b"\1\2\3\x40", ATTEMPT), port.owner(b"\1\2\3\x50", ENTRY)) == ("a", "b")
+    assert (port.owner(bytes(4), ENTRY), port.owner(b"\1\2\3\x40", ENTRY)) == (None, None)
+    port.becomes_epoch(b"\1\2\3\x50")
+    assert (port.owner(b"\1\2\3\x50", ENTRY), port.owner(b"\1\2\3\x50", EPOCH)) == (None, "b")
     port.release(b"\1\2\3\x40")
-    assert port.owner(b"\1\2\3\x40") is None
+    assert port.owner(b"\1\2\3\x40", ATTEMPT) is None
 
 
 def test_sources_are_addresses_or_64_prefixes() -> None:
@@ -222,12 +234,18 @@ def test_sources_are_addresses_or_64_prefixes() -> None:
 
 def test_half_open_places_per_source_in_all_and_reserved() -> None:
     port = Port(random.Random(2).randbytes)
-    assert [port.admit("s", False) for _ in range(HALF_OPEN_PER_SOURCE + 1)] == [True] * 4 + [False]
+    assert [port.admit("s", False, 0.0) for _ in range(HALF_OPEN_PER_SOURCE + 1)] == [True] * 4 + [False]
     port.leave("s")
-    assert port.admit("s", False)
+    assert not port.admit("s", False, 0.0)  # a place is free, but it asks too often
+    assert port.admit("s", False, 1.0)
     for number in range(HALF_OPEN_TOTAL):
-        port.admit(number, False)
-    assert not port.admit("stranger", False)
-    assert [port.admit(("known", n), True) for n in range(HALF_OPEN_RESERVED + 1)] == [True] * HALF_OPEN_RESERVED + [
-        False
-    ]
+        port.admit(number, False, 2.0 + number)
+    assert not port.admit("stranger", False, 1000.0)
+    known = [port.admit("known", True, 1000.0) for _ in range(HALF_OPEN_PER_SOURCE + 1)]
+    assert known == [True] * HALF_OPEN_PER_SOURCE + [False]
+
+
+def test_strangers_cause_only_so_many_key_exchanges_a_second() -> None:
+    port = Port(random.Random(2).randbytes)
+    assert sum(port.admit(number, False, 5.0) for number in range(200)) == ANSWERS_TOTAL
+    assert sum(port.admit(number, False, 5.5) for number in range(200, 400)) == ANSWERS_TOTAL / 2

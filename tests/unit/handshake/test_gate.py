@@ -12,7 +12,7 @@ from qvpn.config import identity
 from qvpn.handshake import gate as gates
 from qvpn.handshake.gate import TRIALS_PER_SOURCE, TRIALS_TOTAL, Complete, Dropped, Gate, Reply, Stored
 from qvpn.handshake.parameters import PeerParameters, Randomness
-from qvpn.handshake.port import Port
+from qvpn.handshake.port import ATTEMPT, ENTRY, Port
 from qvpn.tunnel.drops import DropReason
 from qvpn.wire import datagram
 from qvpn.wire.messages import MessageType
@@ -94,7 +94,7 @@ def test_a_cookie_is_wanted_from_the_endpoint_too() -> None:
 @pytest.mark.parametrize("kind", [MessageType.M3, MessageType.M3R])
 def test_m3_without_a_cookie_is_dropped_silently(kind: MessageType) -> None:
     gate, port = make()
-    index = port.allocate("peer0")
+    index = port.allocate("peer0", ENTRY)
     for raw in sent(0, None, kind, index, 3400):
         assert gate.receive(raw, AWAY, 0.0) == Dropped(DropReason.HANDSHAKE_COOKIE, "peer0")
 
@@ -102,9 +102,20 @@ def test_m3_without_a_cookie_is_dropped_silently(kind: MessageType) -> None:
 @pytest.mark.parametrize("kind", [MessageType.M2, MessageType.M3, MessageType.M4, MessageType.M3R])
 def test_all_but_m1_go_by_the_index_they_name(kind: MessageType) -> None:
     gate, port = make()
-    mine, others = port.allocate("peer0"), port.allocate("peer1")
+    waits = ATTEMPT if kind in (MessageType.M2, MessageType.M4) else ENTRY
+    mine, others = port.allocate("peer0", waits), port.allocate("peer1", waits)
+    wrong = port.allocate("peer0", ENTRY if waits is ATTEMPT else ATTEMPT)
+    epoch = port.allocate("peer0", waits)
+    port.becomes_epoch(epoch)
     cookie = cookie_of(gate, AWAY)
-    for receiver, good in ((mine, True), (others, False), (b"\7\7\7\x70", False), (bytes(4), False)):
+    for receiver, good in (
+        (mine, True),
+        (others, False),
+        (wrong, False),
+        (epoch, False),
+        (b"\7\7\7\x70", False),
+        (bytes(4), False),
+    ):
         verdict = gate.receive(sent(0, cookie, kind, receiver, 100)[0], AWAY, 0.0)
         assert isinstance(verdict, Complete) is good
         assert good or verdict == Dropped(DropReason.HANDSHAKE_UNKNOWN_PEER)
@@ -154,16 +165,27 @@ def test_other_suites_and_own_datagrams_are_dropped() -> None:
 
 def test_pools_are_bounded_per_source_per_peer_and_in_all() -> None:
     gate, _ = make()
-    stored = 0
     for number in range(200):
         source = Where(ipaddress.ip_address(0x0A000000 + number))
         for place in range(4):
             name = bytes([number, place, 0, 0])
-            verdict = gate.receive(sent(number % 3, cookie_of(gate, source), name=name)[0], source, 0.0)
-            stored += isinstance(verdict, Stored)
-    assert stored == len(gate._strangers) == 3 * 16
+            gate.receive(sent(number % 3, cookie_of(gate, source), name=name)[0], source, 0.0)
+        assert len(gate._questions) <= 3 * 16
+    assert len(gate._questions) == 3 * 16
+
+
+def test_strangers_take_no_place_of_the_known_endpoint() -> None:
+    """Half messages from many addresses, as fast as they like: the peer's own message comes through."""
+    gate, _ = make()
     gate.set_endpoint("peer0", HOME)
-    assert len(gate._strangers) <= 64
+    first, *rest = sent(0, cookie_of(gate, HOME), name=b"real")
+    assert isinstance(gate.receive(first, HOME, 0.0), Stored)
+    for number in range(200):
+        source = Where(ipaddress.ip_address(0x0A000000 + number))
+        gate.receive(sent(0, cookie_of(gate, source), name=bytes([number, 9, 9, 9]))[0], source, 0.0)
+    verdicts = [gate.receive(raw, HOME, 0.1) for raw in rest]
+    assert isinstance(verdicts[-1], Complete)
+    assert verdicts[-1].carrier.configured
 
 
 def test_several_identities_of_one_peer() -> None:

@@ -42,7 +42,12 @@ def chain(age: float | None, origin: WireOrigin = WireOrigin.QKD) -> Link:
 )
 def test_r_on_no_key_without_a_chain(ours: Mode, theirs: Mode, outcome: Outcome) -> None:
     for link in (None, chain(None), chain(1.0)):
-        assert policy.decide_none(parameters(ours), Policy(theirs, True), link, NOW) is outcome
+        assert policy.decide_none(parameters(ours), Policy(theirs, True), link, NOW, True) is outcome
+
+
+def test_r_is_not_degraded_for_longer_than_it_may() -> None:
+    assert policy.decide_none(parameters(PREFER), Policy(PREFER, True), None, NOW, False) is Outcome.REFUSED
+    assert policy.decide_none(parameters(PQC), Policy(PREFER, True), None, NOW, False) is Outcome.ABSENT
 
 
 @pytest.mark.parametrize(("ours", "theirs"), list(product((REQUIRE, PREFER), repeat=2)))
@@ -62,7 +67,7 @@ def test_r_on_no_key_without_a_chain(ours: Mode, theirs: Mode, outcome: Outcome)
 def test_chained_takes_the_smaller_limit_of_both(
     ours: Mode, theirs: Mode, age: float | None, own_limit: int, peer_limit: int, young: bool
 ) -> None:
-    got = policy.decide_none(parameters(ours, own_limit), Policy(theirs, False, peer_limit), chain(age), NOW)
+    got = policy.decide_none(parameters(ours, own_limit), Policy(theirs, False, peer_limit), chain(age), NOW, True)
     assert (got is Outcome.CHAINED) == young
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +41,7 @@ def test_cold_messages_arrive_whole_in_any_order(
         assert cookie is not None or piece.mac2 == NO_MAC
         assert (piece.sender, piece.receiver, piece.message_id) == (b"\1\1\1\0", b"\2\2\2\0", b"abcd")
         assert whole is None
-        whole = pool.add("key", (), piece.suite, piece.index, piece.count, piece.fragment, 0.0)
+        whole = pool.add("key", (), piece, 0.0)
     assert whole == body
 
 
@@ -51,7 +53,7 @@ def test_inner_messages_arrive_whole(body: bytes) -> None:
         assert len(payload) <= INNER_FRAGMENT + 12
         piece = datagram.decode_inner_untrusted(payload)
         assert (piece.type, piece.suite, piece.handshake_index) == (MessageType.M2, 3, b"\2\2\2\0")
-        whole = pool.add("key", (), piece.suite, piece.index, piece.count, piece.fragment, 0.0)
+        whole = pool.add("key", (), piece, 0.0)
     assert whole == body
 
 
@@ -138,8 +140,8 @@ def test_impossible_inner_fragments_are_refused(payload: bytes) -> None:
 
 
 def add(pool: Reassembler, key: object, index: int, count: int = 3, **more: object) -> bytes | None:
-    arguments = {"limits": (), "suite": 1, "fragment": b"x", "now": 0.0, **more}
-    return pool.add(key, index=index, count=count, **arguments)  # type: ignore[arg-type]
+    part = SimpleNamespace(suite=more.get("suite", 1), index=index, count=count, fragment=more.get("fragment", b"x"))
+    return pool.add(key, more.get("limits", ()), part, more.get("now", 0.0), reserved=more.get("reserved", 0))  # type: ignore[arg-type]
 
 
 def test_the_first_fragment_fixes_count_and_suite() -> None:
@@ -166,8 +168,10 @@ def test_pools_are_bounded_and_forget() -> None:
     pool = Reassembler(4)
     for key in range(3):
         add(pool, key, 0, limits=[("peer", 3)])
-    with pytest.raises(PoolFull):
-        add(pool, "fourth of the peer", 0, limits=[("peer", 3)])
+    add(pool, "fourth of the peer", 0, limits=[("peer", 3)])  # the oldest of its group gives way
+    assert len(pool) == 3
+    add(pool, 0, 1, limits=[("peer", 3)])
+    assert add(pool, 0, 0) is None  # its first fragment went with it, and the third is still missing
     with pytest.raises(PoolFull):
         add(pool, "last place is reserved", 0, limits=[("other", 3)], reserved=1)
     add(pool, "other", 0, limits=[("other", 3)])
