@@ -1,8 +1,8 @@
 """One peer's tap at its key source: the machine's ``NeedKey`` becomes a call, bounded to 2 s, and an answer.
 
 The only module of ``qvpn.control`` that knows what a key source is.  Whatever a source does, the machine gets either
-a key or one of the errors of :mod:`keysource.errors`; a key that comes too late is wiped, never offered again (it is
-gone from the source, and nobody knows whether the other end may still fetch it).
+a key or one of the errors of :mod:`keysource.errors`.  A draw that takes too long is answered by a fault, and goes
+on: its late key is delivered all the same, for the machine to hold for its next attempt.  A late fetch is wiped.
 """
 
 from __future__ import annotations
@@ -30,16 +30,29 @@ __all__ = ["BadSettings", "KeyFeed", "KeySource", "KeySourceError", "RolledBack"
 
 CALL_LIMIT = 2.0
 """Seconds that one call may take, retries of the source included."""
+LATE_DRAW = 30.0
+"""Seconds after which a draw that the machine no longer waits for is given up: the deadline of a handshake."""
 
 Deliver = Callable[[int, KeyMaterial | KeyFault], None]
 """``deliver(request, answer)``."""
 
 
 class KeyFeed:
-    """Asks one source for one peer.  Answers come through ``deliver`` on the event loop, one for each request."""
+    """Asks one source for one peer.  Answers come through ``deliver`` on the event loop.
+
+    One for each request; a draw that took too long has two: BROKEN in time, then its key.
+    """
 
     def __init__(
-        self, name: str, source: KeySource, peer_sae: str, deliver: Deliver, log: Any, *, limit: float = CALL_LIMIT
+        self,
+        name: str,
+        source: KeySource,
+        peer_sae: str,
+        deliver: Deliver,
+        log: Any,
+        *,
+        limit: float = CALL_LIMIT,
+        late_limit: float = LATE_DRAW - CALL_LIMIT,
     ) -> None:
         self.name = name
         self.status = SourceStatus(False, "not asked yet")
@@ -48,6 +61,7 @@ class KeyFeed:
         self._deliver = deliver
         self._log = log
         self._limit = limit
+        self._late_limit = late_limit
         self._calls: set[asyncio.Task[None]] = set()
 
     def sae_pair(self) -> SaePair | None:
@@ -95,36 +109,60 @@ class KeyFeed:
     async def _answer(self, need: NeedKey) -> None:
         answer: KeyMaterial | KeyFault
         key_id = None if need.key is None else need.key.key_id
+        call: asyncio.Future[Key] | None = None
         try:
             self._check_claim(need.claim)
-            answer = self._material(await self._call(key_id), key_id)
+            call = self._call(key_id)
+            await self._wait(call, self._limit, give_up=key_id is not None)
+            answer = self._take(call, key_id)
         except KeySourceError as error:
             self._log.warning("no key", source=self.name, error=type(error).__name__, reason=str(error))
             answer = fault_of(error)
         self._deliver(need.request, answer)
+        if call is not None and key_id is None and not call.done():
+            await self._late_draw(need.request, call)
 
-    async def _call(self, key_id: str | None) -> Key:
+    async def _late_draw(self, request: int, call: asyncio.Future[Key]) -> None:
+        """A draw goes on beyond its limit: the key is the pair's, and the machine holds it for its next attempt."""
+        try:
+            await self._wait(call, self._late_limit)
+            answer = self._take(call, None)
+        except KeySourceError as error:
+            self._log.info("no late key either", source=self.name, error=type(error).__name__, reason=str(error))
+            return
+        self._log.info("a key came late", source=self.name)
+        self._deliver(request, answer)
+
+    def _call(self, key_id: str | None) -> asyncio.Future[Key]:
         # A task of its own: at the time limit the machine gets its answer at once, even from a source that hangs on.
-        call = asyncio.ensure_future(
+        return asyncio.ensure_future(
             self._source.get_key(self._peer_sae)
             if key_id is None
             else self._source.get_key_with_id(self._peer_sae, key_id)
         )
+
+    async def _wait(self, call: asyncio.Future[Key], limit: float, *, give_up: bool = True) -> None:
+        """Raises Unavailable where the call is not over in time; with ``give_up`` it is abandoned then."""
         try:
-            done, _ = await asyncio.wait((call,), timeout=self._limit)
+            done, _ = await asyncio.wait((call,), timeout=limit)
         except asyncio.CancelledError:
             _abandon(call)
             raise
         if not done:
-            _abandon(call)
-            raise Unavailable(f"{self.name}: no answer within {self._limit:g} s")
+            if give_up:
+                _abandon(call)
+            raise Unavailable(f"{self.name}: no answer within {limit:g} s")
+
+    def _take(self, call: asyncio.Future[Key], key_id: str | None) -> KeyMaterial:
+        """What a call that is over gave.  Raises KeySourceError."""
         try:
-            return call.result()
+            key = call.result()
         except KeySourceError:
             raise
         except (Exception, asyncio.CancelledError) as error:
             self._log.error("key source broke", source=self.name, error=type(error).__name__)
             raise Unavailable(f"{self.name}: the key source broke ({type(error).__name__})") from error
+        return self._material(key, key_id)
 
     def _check_claim(self, claim: bytes | None) -> None:
         if claim is None or not isinstance(self._source, Claiming):
@@ -167,8 +205,8 @@ def _problem(key: Key, wanted: str | None) -> str:
         return "a key of zeros"
     if wanted is not None and key.key_id != wanted:
         return "another key than was asked for"
-    if not 1 <= len(key.key_id) <= 64 or not key.key_id.isascii() or not key.key_id.isprintable():
-        return "a key_ID that is not 1 to 64 printable ASCII characters"
+    if not 1 <= len(key.key_id) <= 64 or not all("!" <= letter <= "~" for letter in key.key_id):
+        return "a key_ID that is not 1 to 64 ASCII characters between 0x21 and 0x7E (no space)"
     if not 0 <= key.hops <= 255:
         return "an impossible number of hops"
     return ""

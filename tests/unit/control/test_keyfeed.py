@@ -149,6 +149,9 @@ async def test_an_error_becomes_the_fault_that_the_protocol_knows(error: Excepti
         key(key_id=""),
         key(key_id="x" * 65),
         key(key_id="line\nbreak"),
+        key(key_id="a space"),
+        key(key_id="schl\xfcssel"),
+        key(key_id="delete\x7f"),
         key(hops=256),
         key(hops=-1),
     ],
@@ -169,12 +172,112 @@ async def test_a_source_that_hangs_is_given_up_and_its_late_key_wiped() -> None:
             await release.wait()  # a source that does not want to be cancelled
         return late
 
-    assert await ask(Source(stubborn), DRAW, limit=0.01) == (7, KeyFault.BROKEN)
+    assert await ask(Source(stubborn), FETCH, limit=0.01) == (8, KeyFault.BROKEN)
     assert any(late.material)
     release.set()
     for _ in range(5):
         await asyncio.sleep(0)
     assert not any(late.material)
+
+
+class Late:
+    """A feed whose source answers when the test says so; what it delivered."""
+
+    def __init__(self, late: Key | Exception, late_limit: float = 60.0) -> None:
+        self.release = asyncio.Event()
+        self.delivered: list[tuple[int, KeyMaterial | KeyFault]] = []
+
+        async def answer() -> Key:
+            await self.release.wait()
+            if isinstance(late, Exception):
+                raise late
+            return late
+
+        self.feed = KeyFeed(
+            "kme",
+            Source(answer),
+            "sae-bob",
+            lambda *it: self.delivered.append(it),
+            structlog.get_logger(),
+            limit=0.01,
+            late_limit=late_limit,
+        )
+
+    async def until_over(self) -> None:
+        while self.feed._calls:
+            await asyncio.wait(self.feed._calls, timeout=5)
+
+
+async def test_a_draw_that_takes_too_long_is_broken_in_time_and_its_key_comes_late() -> None:
+    drawn = key()
+    late = Late(drawn)
+    late.feed.ask(DRAW)
+    async with asyncio.timeout(5):
+        while not late.delivered:
+            await asyncio.sleep(0)
+        assert late.delivered == [(7, KeyFault.BROKEN)]
+        late.release.set()
+        await late.until_over()
+    assert late.delivered[1:] == [(7, KeyMaterial(ID, WireOrigin.QKD, 0, bytearray(b"k" * 32)))]
+    assert any(drawn.material)
+
+
+@pytest.mark.parametrize("bad", [key(material=bytes(32)), Unavailable("no")], ids=["zeros", "error"])
+async def test_a_late_draw_that_gives_nothing_is_not_answered_twice(bad: Key | Exception) -> None:
+    late = Late(bad)
+    late.feed.ask(DRAW)
+    async with asyncio.timeout(5):
+        while not late.delivered:
+            await asyncio.sleep(0)
+        late.release.set()
+        await late.until_over()
+    assert late.delivered == [(7, KeyFault.BROKEN)]
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "beyond-the-last-limit"])
+async def test_a_late_draw_that_nobody_waits_for_is_wiped(closed: bool) -> None:
+    drawn = key()
+    release = asyncio.Event()
+
+    async def stubborn() -> Key:
+        try:
+            await release.wait()
+        except asyncio.CancelledError:
+            await release.wait()
+        return drawn
+
+    late = Late(drawn, late_limit=60.0 if closed else 0.01)
+    late.feed._source = Source(stubborn)
+    late.feed.ask(DRAW)
+    async with asyncio.timeout(5):
+        while not late.delivered:
+            await asyncio.sleep(0)
+        await (late.feed.aclose() if closed else late.until_over())
+        release.set()
+        while any(drawn.material):
+            await asyncio.sleep(0)
+    assert late.delivered == [(7, KeyFault.BROKEN)]
+
+
+async def test_a_space_in_a_key_id_is_named_as_the_reason() -> None:
+    entries: list[dict[str, object]] = []
+
+    def catch(_logger: object, _method: str, event: dict[str, object]) -> object:
+        entries.append(event)
+        raise structlog.DropEvent
+
+    feed = KeyFeed(
+        "kme",
+        Source(gives(key(key_id="a space"))),
+        "sae-bob",
+        lambda *it: None,
+        structlog.wrap_logger(None, processors=[catch]),
+    )
+    feed.ask(DRAW)
+    await asyncio.wait(feed._calls)
+    assert entries[0]["reason"] == (
+        "kme: the key source gave a key_ID that is not 1 to 64 ASCII characters between 0x21 and 0x7E (no space)"
+    )
 
 
 async def test_claims_are_checked_before_a_key_is_touched() -> None:
