@@ -25,7 +25,7 @@ from qvpn.control.supervisor import SourceKeeper, close_all, start_all
 from qvpn.dataplane.plane import Plane
 from qvpn.handshake.gate import Complete, Dropped, Gate, Reply
 from qvpn.handshake.machine import PeerHandshake
-from qvpn.handshake.parameters import Initiate, PeerParameters, Randomness
+from qvpn.handshake.parameters import PeerParameters, Randomness
 from qvpn.handshake.port import Port
 from qvpn.handshake.timers import overlap
 from qvpn.netio.base import Address, Bind, Tun
@@ -35,7 +35,7 @@ from qvpn.sitefiles import SiteFiles
 from qvpn.siteview import peer_view, source_view
 from qvpn.status import SiteView
 from qvpn.tunnel.drops import DropReason, Drops
-from qvpn.wire.datagram import DEFAULT_LIMIT
+from qvpn.tunnel.epoch import EpochRole
 from qvpn.wire.messages import Mode
 
 _MODES = {
@@ -67,6 +67,8 @@ class Daemon:
         self.site = site
         self.config: Config = site.config
         self.stop_wanted = asyncio.Event()
+        self.failure: str | None = None
+        """Why it ends although nobody told it to; one sentence."""
         self.agents: dict[str, PeerAgent] = {}
         self._tun = tun
         self._bind = bind
@@ -161,6 +163,7 @@ class Daemon:
 
     def _moved(self, peer: str, address: Address) -> None:
         self._gate.set_endpoint(peer, address)
+        self.agents[peer].machine.datagram_limit(self._bind.max_payload(address))
         known = [agent.endpoint for agent in self.agents.values() if agent.endpoint is not None]
         try:
             self._fit_mtu([self._bind.max_payload(place) for place in {*known, address}])
@@ -169,7 +172,8 @@ class Daemon:
 
     def _traffic(self, peer: str) -> tuple[float | None, float | None]:
         stats = self._plane.stats(peer)
-        return stats.last_received, stats.last_sent
+        heard = next((epoch.last_received for epoch in stats.epochs if epoch.role is EpochRole.CURRENT), None)
+        return heard, stats.last_sent
 
     def _make_feed(self, peer: Peer) -> KeyFeed | None:
         if peer.key_source is None or peer.policy is Policy.PQC_ONLY:
@@ -198,18 +202,13 @@ class Daemon:
             allow_simulated=peer.allow_simulated,
             rekey=peer.rekey,
             hard_end=peer.end,
-            initiate=Initiate(peer.initiate.value),
+            initiate=peer.initiate,
             has_endpoint=False,
             label=peer.key_source or "none",
             sae_local="" if saes is None else saes.local,
             sae_remote="" if saes is None else saes.remote,
-            datagram_limit=self._datagram_limit(peer),
+            keepalive=peer.keepalive,
         )
-
-    def _datagram_limit(self, peer: Peer) -> int:
-        if peer.endpoint is None or peer.endpoint.ip is None:
-            return DEFAULT_LIMIT
-        return min(DEFAULT_LIMIT, self._bind.max_payload(literal(peer.endpoint)))
 
     # what goes on beside
 
@@ -259,9 +258,9 @@ class Daemon:
             agent = self.agents[peer]
             agent.count(agent.control(receive_index, payload, address))
 
-    def on_first_record(self, peer: str, receive_index: int) -> None:
+    def on_first_record(self, peer: str, receive_index: int, address: Address) -> None:
         with self._contained():
-            self.agents[peer].first_record(receive_index)
+            self.agents[peer].first_record(receive_index, address)
 
     def on_new_address(self, peer: str, receive_index: int, address: Address) -> None:
         with self._contained():
@@ -270,6 +269,11 @@ class Daemon:
     def on_limit(self, peer: str, receive_index: int) -> None:
         with self._contained():
             self.agents[peer].limit(receive_index)
+
+    def on_tun_gone(self) -> None:
+        self.failure = f"interface {self._tun.name} was deleted by somebody, so no packet can pass any more"
+        self._log.error("stopping", reason=self.failure)
+        self.stop_wanted.set()
 
     @contextlib.contextmanager
     def _contained(self) -> Iterator[None]:

@@ -115,6 +115,8 @@ def run(file: Path) -> None:
         # Nothing is running yet: capabilities belong to threads, and later threads inherit the reduced set.
         privileged.drop_privileges(low_port=site.config.site.listen.port < 1024)
         asyncio.run(_serve(daemon, control))
+    if daemon.failure is not None:
+        raise PrivilegedError(daemon.failure)
 
 
 def _open(site: SiteFiles, sources: dict[str, KeySource], stack: ExitStack) -> tuple[Daemon, socket.socket]:

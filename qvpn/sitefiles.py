@@ -12,11 +12,11 @@ from qvpn.config.errors import ConfigError, IdentityError
 from qvpn.config.identity import Identity, PublicIdentity, parse_private, parse_psk, parse_public
 from qvpn.config.load import parse_config
 from qvpn.config.schema import Config, Peer
+from qvpn.crypto.suites import SUITES
 from qvpn.privileged import PrivilegedError
 
 T = TypeVar("T")
 
-_LEVEL_OF_SUITE = {1: 3, 2: 3, 3: 5}
 _ALGORITHM = {3: "ML-DSA-65", 5: "ML-DSA-87"}
 
 
@@ -81,7 +81,7 @@ def _read(
 def _check_levels(site: SiteFiles) -> None:
     """Suites, own identity and the peer's must belong together."""
     for peer in site.config.peer:
-        level = _LEVEL_OF_SUITE[peer.suites[0]]
+        level = SUITES[peer.suites[0]].level
         if site.identity.level != level:
             problem = f"suite {peer.suites[0]} needs an {_ALGORITHM[level]} identity, and this site's is "
             raise _wrong(site, peer, "suites", problem + _ALGORITHM[site.identity.level])

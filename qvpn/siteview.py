@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from qvpn.control.agent import PeerAgent
-from qvpn.control.record import PeerRecord
 from qvpn.control.supervisor import SourceKeeper
-from qvpn.dataplane.stats import EpochStatus, PeerTraffic
+from qvpn.dataplane.stats import PeerTraffic
+from qvpn.handshake.machine import Snapshot
 from qvpn.sitefiles import PeerKeys
 from qvpn.status import SIMULATED, EpochView, PeerView, SourceView, key_id_hash
 from qvpn.tunnel.epoch import EpochRole
@@ -15,7 +15,8 @@ from qvpn.tunnel.keys import EpochState
 def peer_view(agent: PeerAgent, keys: PeerKeys, traffic: PeerTraffic, now: float) -> PeerView:
     """One peer: what its agent remembers and what the packet path counted."""
     peer, record = agent.peer, agent.record
-    epoch = _epoch_view(agent, traffic, now)
+    handshake = agent.machine.snapshot(now)
+    epoch = _epoch_view(handshake, traffic, now)
     return PeerView(
         name=peer.name,
         state=epoch.state if epoch is not None else EpochState.BLOCKED.value,
@@ -26,9 +27,9 @@ def peer_view(agent: PeerAgent, keys: PeerKeys, traffic: PeerTraffic, now: float
         epoch=epoch,
         simulated=None if epoch is None else epoch.simulated,
         last_handshake=None if record.confirmed_at is None else now - record.confirmed_at,
-        rekeys=max(0, record.epochs - 1),
-        epochs=record.epochs,
-        keys_used=record.keys_used,
+        rekeys=max(0, handshake.epochs - 1),
+        epochs=handshake.epochs,
+        keys_used=handshake.keys_used,
         handshake_seconds=record.handshake_seconds,
         failures=record.failures,
         last_failure=record.last_failure,
@@ -43,13 +44,12 @@ def peer_view(agent: PeerAgent, keys: PeerKeys, traffic: PeerTraffic, now: float
     )
 
 
-def _epoch_view(agent: PeerAgent, traffic: PeerTraffic, now: float) -> EpochView | None:
+def _epoch_view(handshake: Snapshot, traffic: PeerTraffic, now: float) -> EpochView | None:
     """The epoch that packets leave under; None: nothing leaves."""
     current = next((e for e in traffic.epochs if e.role is EpochRole.CURRENT and now < e.hard_end), None)
     if current is None:
         return None
-    origin, key_id = _key_of(agent.record, current)
-    next_rekey = agent.machine.snapshot(now).next_rekey
+    key, next_rekey = handshake.key, handshake.next_rekey
     return EpochView(
         number=current.number,
         state=current.state.value,
@@ -57,15 +57,10 @@ def _epoch_view(agent: PeerAgent, traffic: PeerTraffic, now: float) -> EpochView
         age=current.age,
         hard_end_in=current.hard_end - now,
         next_rekey_in=None if next_rekey is None else max(0.0, next_rekey - now),
-        origin=origin,
-        key_id_hash=None if key_id is None else key_id_hash(key_id),
-        simulated=SIMULATED if agent.record.rests_on_simulated(current.receive_index) else None,
+        origin=None if key is None else key.origin.name.lower(),
+        key_id_hash=None if key is None else key_id_hash(key.key_id),
+        simulated=SIMULATED if handshake.simulated else None,
     )
-
-
-def _key_of(record: PeerRecord, epoch: EpochStatus) -> tuple[str | None, str | None]:
-    key = record.key_of(epoch.receive_index)
-    return (None, None) if key is None else (key.origin.name.lower(), key.key_id)
 
 
 def source_view(keeper: SourceKeeper) -> SourceView:

@@ -7,7 +7,6 @@ value now is ``null``.  Nothing here is secret: of a key_ID only a hash is shown
 from __future__ import annotations
 
 import dataclasses
-import enum
 import hashlib
 from dataclasses import dataclass, field
 
@@ -120,8 +119,6 @@ def _value(value: object) -> object:
         return _plain(value)
     if isinstance(value, list | tuple):
         return [_value(entry) for entry in value]
-    if isinstance(value, enum.Enum):
-        return value.value
     if isinstance(value, float):
         return round(value, 6)
     return value

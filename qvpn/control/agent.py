@@ -10,7 +10,6 @@ import asyncio
 import hmac
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 from qvpn.config.schema import OnAlarm, Peer
@@ -26,11 +25,10 @@ from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.keys import EpochKeys
 from qvpn.wire.messages import MessageType
 
-KEEPALIVE, PROBE, PROBE_REPLY = 0x04, 0x05, 0x06
+PROBE, PROBE_REPLY = 0x05, 0x06
 _PROBE_BYTES = 8
-_PROBES = 4
-"""Addresses that are being probed at a time; the oldest gives way."""
-PROBE_LIFE = 5.0
+PROBE_LIFE = 3.0
+"""Seconds in which a probe must be answered.  The packet path reports one new address a second, so few are open."""
 _NO_FAULT = frozenset({events.Failure.YIELDED, events.Failure.STOPPED})
 """Attempts end so when both sides start at once, and when one stops in order."""
 
@@ -74,7 +72,7 @@ class PeerAgent:
         moved: Callable[[Address], None] = lambda address: None,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        """``traffic()``: when the newest record of the peer verified, and when the newest to it left.
+        """``traffic()``: when the newest record of the epoch that is sent on verified, and when the newest left.
 
         ``moved(address)`` is told each new endpoint.
         """
@@ -94,7 +92,9 @@ class PeerAgent:
         self._pumping = False
         self._stopped = False
         self._waits = False
-        self._kept_alive = 0.0
+        self._unanswered: int | None = None
+        self._agreed_cold: set[int] = set()
+        """Unconfirmed epochs that we agreed as responder from outside: their first record tells where the peer is."""
         self._actions: dict[type, Callable[[Any], None]] = {
             events.SendCold: self._send_cold,
             events.SendInner: self._send_inner,
@@ -144,9 +144,21 @@ class PeerAgent:
         self.machine.endpoint_known(True, self._clock())
         self.pump()
 
+    def jumped(self) -> None:
+        """The wall clock jumped: a handshake beside the live epoch, which stays."""
+        self.machine.jumped(self._clock())
+        self.pump()
+
+    def forked(self) -> None:
+        """This virtual machine is a copy, and so are its counters: no epoch may seal another record."""
+        self._plane.erase_all(self.peer.name)
+        self.machine.forked(self._clock())
+        self.pump()
+
     def source_status(self, ready: bool, alarm: str | None) -> None:
-        """The key source was asked how it is."""
-        self._source_alarm(alarm)
+        """The key source was asked how it is.  One that does not answer has not said that its alarm is over."""
+        if alarm is not None or ready:
+            self._source_alarm(alarm)
         self._learn_names()
         self.machine.source_ready(ready, self._clock())
         if ready and self._waits:
@@ -182,8 +194,12 @@ class PeerAgent:
         self.pump()
         return dropped
 
-    def first_record(self, receive_index: int) -> None:
+    def first_record(self, receive_index: int, address: Address) -> None:
+        """The first record of an epoch verified, and came from there (PROTOCOL.md chapter 12)."""
         self.machine.first_record(receive_index, self._clock())
+        if receive_index in self._agreed_cold:
+            self._agreed_cold.discard(receive_index)
+            self.set_endpoint(address)
         self.pump()
 
     def limit(self, receive_index: int) -> None:
@@ -193,10 +209,9 @@ class PeerAgent:
     def new_address(self, receive_index: int, address: Address) -> None:
         """The newest verified record came from elsewhere: ask there whether the peer gets what we send."""
         self.log.info("peer seen at another address, probing", address=str(address))
-        while len(self._probes) >= _PROBES:
-            del self._probes[next(iter(self._probes))]
-        challenge = self._random(_PROBE_BYTES)
-        self._probes[address] = (challenge, receive_index, self._clock() + PROBE_LIFE)
+        now, challenge = self._clock(), self._random(_PROBE_BYTES)
+        self._probes = {place: probe for place, probe in self._probes.items() if now < probe[2]}
+        self._probes[address] = (challenge, receive_index, now + PROBE_LIFE)
         self._plane.send_control(
             self.peer.name, bytes([PROBE]) + challenge, receive_index=receive_index, address=address
         )
@@ -209,13 +224,12 @@ class PeerAgent:
                 self.peer.name, bytes([PROBE_REPLY]) + body, receive_index=receive_index, address=address
             )
             return None
-        # The reply may come by any way: that it has our bytes proves that what we sent to the address arrived.
-        for probed, (challenge, epoch, ends) in tuple(self._probes.items()):
-            if epoch == receive_index and hmac.compare_digest(challenge, body) and self._clock() < ends:
-                del self._probes[probed]
-                self.set_endpoint(probed)
-                return None
-        return DropReason.HANDSHAKE_STATE
+        challenge, epoch, ends = self._probes.get(address, (b"", -1, 0.0))
+        if epoch != receive_index or self._clock() >= ends or not hmac.compare_digest(challenge, body):
+            return DropReason.HANDSHAKE_STATE
+        del self._probes[address]
+        self.set_endpoint(address)
+        return None
 
     def count(self, reason: DropReason | None) -> None:
         """A handshake message or control record went no further."""
@@ -241,10 +255,10 @@ class PeerAgent:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        times = [time for time in (self.machine.next_timer(), self._keepalive_due()) if time is not None]
-        if not times or self._stopped:
+        due = self.machine.next_timer()
+        if due is None or self._stopped:
             return
-        delay = min(max(least, min(times) - self._clock()), LATE)
+        delay = min(max(least, due - self._clock()), LATE)
         self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
 
     def _on_timer(self) -> None:
@@ -263,24 +277,18 @@ class PeerAgent:
         if said is not None:
             self.machine.said(said)
         self.machine.handle_timer(self._clock())
-        due = self._keepalive_due()
-        if due is not None and self._clock() >= due:
-            self._kept_alive = self._clock()
-            self._plane.send_control(self.peer.name, bytes([KEEPALIVE]))
         self.pump()
-
-    def _keepalive_due(self) -> float | None:
-        """When ``keepalive`` of the configuration wants a record; the machine's own keepalive goes on beside it."""
-        if self.peer.keepalive is None or not self.machine.live(self._clock()):
-            return None
-        return max(self._kept_alive, self._traffic()[1] or 0.0) + self.peer.keepalive
 
     def _send_cold(self, event: events.SendCold) -> None:
         target = event.address if isinstance(event.address, Address) else self.endpoint
+        if event.address is not None and self._unanswered is not None:
+            self._agreed_cold.add(self._unanswered)  # this is the M4 that tells the peer of it
+        self._unanswered = None
         if target is not None:
             self._plane.send_handshake(event.datagrams, target)
 
     def _send_inner(self, event: events.SendInner) -> None:
+        self._unanswered = None
         for payload in event.payloads:
             self._plane.send_control(self.peer.name, payload, receive_index=event.receive_index)
 
@@ -294,17 +302,18 @@ class PeerAgent:
 
     def _install(self, event: events.Install) -> None:
         self._plane.install(self.peer.name, event.keys)
+        self._unanswered = None if event.keys.initiator else event.keys.receive_index
 
     def _hold(self, event: events.Hold) -> None:
         self._plane.hold(self.peer.name, event.receive_index)
 
     def _erase(self, event: events.Erase) -> None:
         self._plane.erase(self.peer.name, event.receive_index)
+        self._agreed_cold.discard(event.receive_index)
 
     def _confirmed(self, event: events.Confirmed) -> None:
         self.record.confirmed(event, self._clock())
-        fields = self.record.log_fields(event)
-        self.log.info("epoch confirmed", **fields)
+        self.log.info("epoch confirmed", **self.record.log_fields(event))
 
     def _failed(self, event: events.AttemptFailed) -> None:
         fields = {"failure": event.failure.value, "detail": event.detail, "role": event.role.value}
@@ -332,8 +341,7 @@ class PeerAgent:
         known = self.machine.parameters
         if pair is None or (pair.local, pair.remote) == (known.sae_local, known.sae_remote):
             return
-        self.machine.parameters = replace(known, sae_local=pair.local, sae_remote=pair.remote)
-        self.machine._core.parameters = self.machine.parameters
+        self.machine.sae_names(pair.local, pair.remote)
 
     def _tell_claim(self) -> None:
         if self.feed is not None:
@@ -345,6 +353,7 @@ class PeerAgent:
         self.record.source_alarm = alarm
         if alarm is None:
             self.log.info("the key source's alarm is over")
+            self.machine.unblock(self._clock())
             return
         self.record.alarm(f"key source: {alarm}")
         self.log.error("alarm of the key source", alarm=alarm, on_alarm=self.peer.on_alarm.value)
@@ -353,3 +362,4 @@ class PeerAgent:
         elif self.peer.on_alarm is OnAlarm.BLOCK_NOW:
             # The peer is not told: its own source tells it, or its packets are refused here.
             self._plane.erase_all(self.peer.name)
+            self.machine.block(self._clock())

@@ -19,14 +19,20 @@ class PlaneHooks(Protocol):
     def on_control(self, peer: str, receive_index: int, payload: bytes, address: Address) -> None:
         """The plaintext of a control record that verified under this epoch."""
 
-    def on_first_record(self, peer: str, receive_index: int) -> None:
-        """The first record, data or control, that verified under this epoch; comes before its ``on_control``."""
+    def on_first_record(self, peer: str, receive_index: int, address: Address) -> None:
+        """The first record, data or control, that verified under this epoch, and where it came from.
+
+        Comes before its ``on_control`` and ``on_new_address``.
+        """
 
     def on_new_address(self, peer: str, receive_index: int, address: Address) -> None:
         """A record that verified and has the highest counter came from an address that is not the endpoint.
 
-        At most once a second for one address, as long as the endpoint stays another one.
+        At most once a second for one peer, from however many addresses, as long as the endpoint stays another one.
         """
 
     def on_limit(self, peer: str, receive_index: int) -> None:
         """This epoch has used so many AEAD calls that a new one is wanted now.  Once per epoch."""
+
+    def on_tun_gone(self) -> None:
+        """Somebody deleted the inner device: no packet can pass any more.  Once."""

@@ -139,22 +139,23 @@ class Inbound:
         """Put chunks where they belong and mark them; False, and nothing done, if they are no good run."""
         opener = run.epoch.opener
         block, mask = run.counter >> INDEX_BITS, ((1 << run.count) - 1) << (run.counter & (BLOCK - 1))
-        if not opener.data.run_fresh(block, mask) or not opener.spend(run.count - 1):
+        if not opener.data.run_fresh(block, mask) or not opener.room(run.count - 1):
             return False
         self._flush_packets()
         if not self._joiner.add(run):
             return False
+        opener.calls += run.count - 1
         opener.data.mark_run(block, mask, run.count)
         self._joiner.finish()
         return True
 
     def _verified(self, peer: Peer, epoch: Epoch, counter: int, records: int, address: Address, now: float) -> None:
         """Tags verified, the last with this counter.  State first, hooks after it: a hook may erase the epoch."""
-        peer.last_received = now
+        peer.last_received = epoch.last_received = now
         peer.received_records += records
         newest = epoch.opener.window(counter).highest == counter & (CONTROL_BIT - 1)
         if peer.epochs.received(epoch, now):
-            self._hooks.on_first_record(peer.name, epoch.receive_index)
+            self._hooks.on_first_record(peer.name, epoch.receive_index, address)
         if newest and peer.should_report(address, now):
             self._hooks.on_new_address(peer.name, epoch.receive_index, address)
 

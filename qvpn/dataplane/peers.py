@@ -13,14 +13,13 @@ from qvpn.tunnel.keys import EpochKeys
 from qvpn.tunnel.records import LIMITS, OVERHEAD, Limits, index_bytes
 
 REPORT_INTERVAL = 1.0
-"""Seconds between two reports of the same unknown address of one peer."""
+"""Seconds between two reports of an unknown address of one peer."""
 
 
 class Peer:
     """One peer, as the packet path sees it."""
 
     __slots__ = (
-        "_reported",
         "_reported_at",
         "drops",
         "endpoint",
@@ -48,8 +47,7 @@ class Peer:
         self.received_bytes = self.received_packets = self.received_records = 0
         self.last_received: float | None = None
         self.last_sent: float | None = None
-        self._reported: Address | None = None
-        self._reported_at = 0.0
+        self._reported_at = float("-inf")
 
     def __str__(self) -> str:
         return self.name
@@ -59,7 +57,6 @@ class Peer:
 
     def set_endpoint(self, address: Address | None) -> None:
         self.endpoint = address
-        self._reported = None
 
     def measure_path(self, bind: Bind) -> None:
         """Ask again how much one datagram to the endpoint can carry."""
@@ -67,12 +64,10 @@ class Peer:
             self.max_plaintext = bind.max_payload(self.endpoint) - OVERHEAD
 
     def should_report(self, address: Address, now: float) -> bool:
-        """True if control should hear of this address: not the endpoint, and not reported just now."""
-        if address == self.endpoint:
+        """True if control should hear of this address: not the endpoint, and none reported just now."""
+        if address == self.endpoint or now - self._reported_at < REPORT_INTERVAL:
             return False
-        if address == self._reported and now - self._reported_at < REPORT_INTERVAL:
-            return False
-        self._reported, self._reported_at = address, now
+        self._reported_at = now
         return True
 
     def count_sent(self, records: int, packets: int, plaintext: int, now: float) -> None:
@@ -109,9 +104,10 @@ class Peer:
             held=epoch.held,
             age=now - epoch.installed,
             hard_end=epoch.hard_end,
-            remaining=epoch.ends - now,
+            last_received=epoch.last_received,
             sealed=epoch.sealer.calls,
             opened=epoch.opener.calls,
+            failed=epoch.opener.failed,
             marked=epoch.opener.data.marked + epoch.opener.control.marked,
         )
 
@@ -144,13 +140,6 @@ class PeerTable:
         peer = Peer(name, overlap, self._limits)
         self.allowed.add(peer, allowed_ips)
         self._by_name[name] = peer
-        return peer
-
-    def remove(self, name: str) -> Peer:
-        peer = self[name]
-        self.erase_all(peer)
-        self.allowed.remove(peer)
-        del self._by_name[name]
         return peer
 
     def install(self, peer: Peer, keys: EpochKeys, now: float) -> None:

@@ -52,6 +52,7 @@ class Plane:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._watched: set[int] = set()
+        self._has_tun = False
         self._closed = False
 
     # peers
@@ -60,13 +61,11 @@ class Plane:
         """``overlap`` in seconds.  Raises ValueError if the name or a prefix is taken."""
         self._table.add(peer, allowed_ips, overlap)
 
-    def remove_peer(self, peer: str) -> None:
-        """Erase its epochs and forget it.  Raises KeyError if there is none, as all methods below."""
-        self.set_endpoint(peer, None)
-        self._table.remove(peer)
-
     def set_endpoint(self, peer: str, address: Address | None) -> None:
-        """Where the peer's records go from now on; None: nowhere."""
+        """Where the peer's records go from now on; None: nowhere.
+
+        Raises KeyError if there is no such peer, as all methods below.
+        """
         known = self._table[peer]
         old = known.endpoint
         if old == address:
@@ -152,6 +151,7 @@ class Plane:
         """Begin to move packets.  Descriptors are watched by the running loop; twins call back by themselves."""
         if self._tun.fileno() >= 0 or self._bind.filenos():
             self._loop = asyncio.get_running_loop()
+            self._has_tun = self._tun.fileno() >= 0
             self._bind.on_filenos(self._watch)
             self._watch()
             self._arm()
@@ -183,8 +183,15 @@ class Plane:
             peer.measure_path(self._bind)
 
     def _on_tun(self) -> None:
-        if not self._outbound.pump(self._clock()) and self._tun.fileno() < 0:
+        self._outbound.pump(self._clock())
+        self._check_tun()
+
+    def _check_tun(self) -> None:
+        """Tell once that the inner device is gone; a twin never had a descriptor to lose."""
+        if self._has_tun and not self._closed and self._tun.fileno() < 0:
+            self._has_tun = False
             self._watch()
+            self._hooks.on_tun_gone()
 
     def _on_network(self) -> None:
         received = self._bind.receive_batch(RECEIVE_LIMIT)
@@ -211,6 +218,7 @@ class Plane:
         if self._loop is None or self._closed:
             return
         self.tick()
+        self._check_tun()
         end = self._table.next_end()
         wait = TICK if end is None else min(TICK, max(0.0, end - self._clock()))
         self._timer = self._loop.call_later(wait, self._arm)

@@ -11,7 +11,7 @@ from qvpn.tunnel.keys import EpochState
 
 @dataclass(frozen=True, slots=True)
 class EpochStatus:
-    """One live epoch.  ``age`` and ``remaining`` are in seconds at the time of the snapshot."""
+    """One live epoch.  ``age`` is in seconds at the time of the snapshot."""
 
     number: int
     receive_index: int
@@ -24,12 +24,14 @@ class EpochStatus:
     age: float
     hard_end: float
     """On the daemon's clock."""
-    remaining: float
-    """Until this side erases it: its hard end, or the end of its overlap."""
+    last_received: float | None
+    """When the newest record verified under it, on the daemon's clock."""
     sealed: int
     """AEAD calls with the sending key."""
     opened: int
-    """AEAD calls with the receiving key, failed ones included."""
+    """AEAD calls with the receiving key that succeeded."""
+    failed: int
+    """Those that failed: forged or damaged records."""
     marked: int
     """Counters marked in its replay windows: records that verified."""
 

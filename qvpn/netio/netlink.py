@@ -47,36 +47,6 @@ def set_mtu(name: str, mtu: int) -> None:
     _with_netlink(change)
 
 
-def add_routes(name: str, routes: Sequence[IPNetwork]) -> None:
-    """Route these networks into the interface.  Raises :class:`LinkError`."""
-    _with_netlink(lambda ipr: _add_routes(ipr, name, _index(ipr, name), routes))
-
-
-def remove_routes(name: str, routes: Sequence[IPNetwork]) -> None:
-    """Take routes away; one that is gone is no error.  Raises :class:`LinkError`."""
-
-    def remove(ipr: Any) -> None:
-        index = _index(ipr, name)
-        for network in routes:
-            _call(
-                f"removing the route to {network} from interface {name}",
-                partial(ipr.route, "del", dst=str(network), oif=index, family=_family(network)),
-                tolerate=(errno.ESRCH, errno.ENOENT),
-            )
-
-    _with_netlink(remove)
-
-
-def delete_link(name: str) -> None:
-    """Delete an interface; one that is gone is no error.  Raises :class:`LinkError`."""
-
-    def delete(ipr: Any) -> None:
-        for index in ipr.link_lookup(ifname=name):
-            _call(f"deleting interface {name}", partial(ipr.link, "del", index=index), tolerate=(errno.ENODEV,))
-
-    _with_netlink(delete)
-
-
 def _configure(
     ipr: Any, name: str, addresses: Sequence[IPInterface], mtu: int, routes: Sequence[IPNetwork], up: bool
 ) -> None:

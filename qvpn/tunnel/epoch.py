@@ -42,6 +42,7 @@ class Epoch:
         "held",
         "initiator",
         "installed",
+        "last_received",
         "limit_reported",
         "name",
         "number",
@@ -71,6 +72,7 @@ class Epoch:
         self.held = False
         """Receive only, for good: of two handshakes at once, the other one won."""
         self.limit_reported = False
+        self.last_received: float | None = None
         self.sealer = Sealer(keys.cipher, keys.send_key(0), keys.send_index, limits)
         self.opener = Opener(keys.cipher, keys.receive_key(0), limits)
 

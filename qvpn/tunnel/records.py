@@ -48,12 +48,16 @@ _AEAD: dict[Cipher, type[AESGCM] | type[ChaCha20Poly1305]] = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """AEAD calls per key and direction, failed ones included."""
+    """AEAD calls per key and direction.  Failed opens count apart: a forger must not use a key up."""
 
     rekey: int = 1 << 26
     """From here on a new epoch is wanted."""
     stop: int = 1 << 28
     """From here on nothing is sealed or opened any more."""
+    failed_rekey: int = 1 << 20
+    """Failed opens from which on a new epoch is wanted."""
+    failed_stop: int = 1 << 36
+    """Failed opens from which on nothing is opened any more."""
 
 
 LIMITS = Limits()
@@ -154,15 +158,21 @@ class Sealer:
 class Opener:
     """The receiving half of one epoch: replay windows, tag, count of calls."""
 
-    __slots__ = ("_limits", "calls", "control", "data", "decrypt")
+    __slots__ = ("_limits", "calls", "control", "data", "decrypt", "failed")
 
     def __init__(self, cipher: Cipher, key: bytes, limits: Limits = LIMITS) -> None:
         self.decrypt = _AEAD[cipher](key).decrypt_into
-        """``decrypt(nonce, ciphertext, None, out)``; only after :meth:`spend`, and the caller keeps the window."""
+        """``decrypt(nonce, ciphertext, None, out)``; only where :meth:`room` is true.
+
+        The caller counts it in ``calls`` or ``failed`` and keeps the window.
+        """
         self._limits = limits
         self.data = ReplayWindow()
         self.control = ReplayWindow()
         self.calls = 0
+        """Opens that succeeded."""
+        self.failed = 0
+        """Opens that failed: forged or damaged records."""
 
     def open(self, counter: int, datagram: memoryview, out: memoryview) -> int:
         """Open a record whose header :func:`split_header` read; returns the length of the plaintext in ``out``.
@@ -178,21 +188,20 @@ class Opener:
         """As :meth:`open`, but the counter is left for the caller to mark."""
         if not self.window(counter).fresh(counter & (CONTROL_BIT - 1)):
             raise Refused(DropReason.REPLAY)
-        if not self.spend(1):
+        if not self.room(1):
             raise Refused(DropReason.LIMIT)
         length = len(datagram) - OVERHEAD
         try:
             self.decrypt(datagram[4:HEADER], datagram[HEADER:], None, out[:length])
         except InvalidTag:
+            self.failed += 1
             raise Refused(DropReason.AUTHENTICATION) from None
+        self.calls += 1
         return length
 
-    def spend(self, calls: int) -> bool:
-        """Count AEAD calls about to be made; False, and nothing counted, if that is beyond the limit."""
-        if self.calls + calls > self._limits.stop:
-            return False
-        self.calls += calls
-        return True
+    def room(self, calls: int) -> bool:
+        """Whether so many more records may be opened."""
+        return self.calls + calls <= self._limits.stop and self.failed < self._limits.failed_stop
 
     def window(self, counter: int) -> ReplayWindow:
         """The window this counter belongs to, by its control bit."""
@@ -200,4 +209,4 @@ class Opener:
 
     @property
     def wants_rekey(self) -> bool:
-        return self.calls >= self._limits.rekey
+        return self.calls >= self._limits.rekey or self.failed >= self._limits.failed_rekey

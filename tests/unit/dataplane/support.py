@@ -92,9 +92,10 @@ class Recorder:
 
     handshakes: list[tuple[bytes, Address]] = field(default_factory=list)
     controls: list[tuple[str, int, bytes, Address]] = field(default_factory=list)
-    firsts: list[tuple[str, int]] = field(default_factory=list)
+    firsts: list[tuple[str, int, Address]] = field(default_factory=list)
     addresses: list[tuple[str, int, Address]] = field(default_factory=list)
     limits: list[tuple[str, int]] = field(default_factory=list)
+    tun_gone: int = 0
 
     def on_handshake(self, datagram: bytes, address: Address) -> None:
         self.handshakes.append((datagram, address))
@@ -102,14 +103,17 @@ class Recorder:
     def on_control(self, peer: str, receive_index: int, payload: bytes, address: Address) -> None:
         self.controls.append((peer, receive_index, payload, address))
 
-    def on_first_record(self, peer: str, receive_index: int) -> None:
-        self.firsts.append((peer, receive_index))
+    def on_first_record(self, peer: str, receive_index: int, address: Address) -> None:
+        self.firsts.append((peer, receive_index, address))
 
     def on_new_address(self, peer: str, receive_index: int, address: Address) -> None:
         self.addresses.append((peer, receive_index, address))
 
     def on_limit(self, peer: str, receive_index: int) -> None:
         self.limits.append((peer, receive_index))
+
+    def on_tun_gone(self) -> None:
+        self.tun_gone += 1
 
 
 class Site:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from qvpn.dataplane.runs import split_runs
@@ -37,6 +39,20 @@ def receive(pair: Pair, batch: list[bytes]) -> None:
 
 def got(pair: Pair) -> list[bytes]:
     return [packet for written in pair.bob.tun.taken for packet in finish(written)]
+
+
+def watch_calls(pair: Pair) -> list[int]:
+    """The list grows by one with each AEAD call of Bob's receiving key."""
+    calls: list[int] = []
+    (_, epoch) = next(iter(pair.bob.plane._table.by_index.values()))
+    decrypt = epoch.opener.decrypt
+
+    def counted(nonce: Any, data: Any, aad: None, out: Any) -> int:
+        calls.append(len(data))
+        return decrypt(nonce, data, aad, out)
+
+    epoch.opener.decrypt = counted
+    return calls
 
 
 def test_a_whole_superpacket_is_one_write_and_one_aead_call_per_chunk() -> None:
@@ -79,6 +95,7 @@ def test_a_forged_chunk_costs_itself_and_bounded_work(at: int) -> None:
     keys, _ = pair.install()
     made = records(keys)
     made[at] = made[at][:40] + PATTERN * (len(made[at]) - 40)
+    calls = watch_calls(pair)
     receive(pair, made)
     pair.bob.plane._inbound.flush()
     expected = BIG.segments()
@@ -87,7 +104,8 @@ def test_a_forged_chunk_costs_itself_and_bounded_work(at: int) -> None:
     assert pair.bob.plane.stats("alice").drops == {DropReason.AUTHENTICATION: 1}
     epoch = pair.bob.plane.stats("alice").epochs[0]
     assert epoch.marked == CHUNKS - 1
-    assert epoch.opened <= 2 * CHUNKS
+    assert (epoch.opened, epoch.failed) == (CHUNKS - 1, 1)
+    assert len(calls) <= 2 * CHUNKS
 
 
 def test_every_other_chunk_forged_is_bounded_too() -> None:
@@ -96,10 +114,13 @@ def test_every_other_chunk_forged_is_bounded_too() -> None:
     made = records(keys)
     for at in range(1, CHUNKS, 2):
         made[at] = made[at][:-1] + bytes([made[at][-1] ^ 1])
+    calls = watch_calls(pair)
     receive(pair, made)
     pair.bob.plane._inbound.flush()
     assert got(pair) == BIG.segments()[::2]
-    assert pair.bob.plane.stats("alice").epochs[0].opened <= 2 * CHUNKS + 1
+    epoch = pair.bob.plane.stats("alice").epochs[0]
+    assert (epoch.opened, epoch.failed) == ((CHUNKS + 1) // 2, CHUNKS // 2)
+    assert len(calls) <= 2 * CHUNKS + 1
 
 
 def test_a_chunk_that_arrives_twice_is_a_replay_and_spoils_nothing() -> None:

@@ -179,3 +179,14 @@ async def test_close_leaves_no_reader_and_no_key(sites: Sites) -> None:
     bob.plane.send_control("alice", b"x")
     await asyncio.sleep(0.02)
     assert alice.hooks.controls == []
+
+
+async def test_a_tun_that_is_gone_is_told_once(sites: tuple[LoopSite, LoopSite]) -> None:
+    alice, _ = sites
+    await asyncio.sleep(0)
+    assert alice.hooks.tun_gone == 0
+    alice.tun.gone = True
+    alice.tun.kernel.send(b"wakes the reader")
+    await until(lambda: alice.hooks.tun_gone)
+    alice.plane._check_tun()
+    assert alice.hooks.tun_gone == 1

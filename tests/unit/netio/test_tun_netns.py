@@ -57,20 +57,16 @@ link = ip("addr", "show", "dev", "qt0")[0]
 print(tun.name, tun.mtu, link["mtu"], link["txqlen"], "UP" in link["flags"])
 print(sorted(f"{{a['local']}}/{{a['prefixlen']}}" for a in link["addr_info"] if a["scope"] == "global"))
 print(sorted(r["dst"] for f in ("-4", "-6") for r in ip(f, "route", "show", "dev", "qt0") if r["dst"] != "fe80::/64"))
-netlink.remove_routes("qt0", ROUTES[1:3])
-netlink.remove_routes("qt0", ROUTES[1:3])
 netlink.set_mtu("qt0", 1300)
-routes = [r["dst"] for f in ("-4", "-6") for r in ip(f, "route", "show", "dev", "qt0")]
-print([dst for dst in routes if "20" in dst], tun.mtu)
-netlink.delete_link("qt0")
-netlink.delete_link("qt0")
+print(tun.mtu)
+subprocess.run(["ip", "link", "del", "qt0"], check=True)
 print(tun.mtu)
 """).splitlines()
     assert facts == [
         "qt0 1430 1430 5000 True",
         "['10.90.0.1/24', 'fd90::1/64']",
         "['10.20.0.0/16', '10.90.0.0/24', '10.90.0.2', 'fd20::/48', 'fd90::/64']",
-        "[] 1300",
+        "1300",
         "0",
     ]
 
@@ -123,7 +119,7 @@ deadline = time.monotonic() + 5
 while len(answers) < 2 and time.monotonic() < deadline:
     answers += [bytes(arena[s + 30 : s + 32]) for s, n in tun.read_batch(arena, 64) if arena[s + 19] == 1]
 print(answers)
-netlink.delete_link("qt0")
+subprocess.run(["ip", "link", "del", "qt0"], check=True)
 print(tun.fileno() >= 0, tun.read_batch(arena, 64), tun.gone, tun.fileno(), tun.write_batch([packet]))
 tun.close(); tun.close()
 """).splitlines() == [
