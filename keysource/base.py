@@ -68,6 +68,11 @@ class Owner(enum.StrEnum):
         return End(self.value)
 
 
+def wipe(buffer: bytearray) -> None:
+    """Overwrite with zeros, in place; the length stays."""
+    buffer[:] = bytes(len(buffer))
+
+
 @dataclass(slots=True)
 class Key:
     """One key, to be used once.  ``material`` is wiped by whoever mixed it in; it never appears in a repr."""
@@ -82,7 +87,7 @@ class Key:
 
     def wipe(self) -> None:
         """Overwrite the bytes.  Python may hold other copies; this removes the one we know of."""
-        self.material[:] = bytes(len(self.material))
+        wipe(self.material)
 
 
 @dataclass(frozen=True, slots=True)

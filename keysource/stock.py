@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 
-from keysource.base import KEY_BYTES, End, Key, Origin, Owner, derive_key_id
+from keysource.base import KEY_BYTES, End, Key, Origin, Owner, derive_key_id, wipe
 from keysource.errors import Exhausted, NotOwner, UnknownKeyID
 
 RATE_WINDOW = 60.0
@@ -75,7 +75,7 @@ class Stock:
             material = keys[position * KEY_BYTES : (position + 1) * KEY_BYTES]
             mine = self.owner.of(position) is self.end
             (self._own if mine else self._others)[derive_key_id(self.link, block, position)] = (block, material)
-        keys[:] = bytes(len(keys))
+        wipe(keys)
         if count:
             self._last_block = block
             self._first_block = block if self._first_block is None else self._first_block
@@ -113,7 +113,7 @@ class Stock:
         dropped = 0
         for keys in (self._own, self._others):
             for key_id in [k for k, (block, _material) in keys.items() if block < before]:
-                _wipe(keys.pop(key_id)[1])
+                wipe(keys.pop(key_id)[1])
                 dropped += 1
         return dropped
 
@@ -146,8 +146,4 @@ _Keys = OrderedDict[str, tuple[int, bytearray]]
 def _drop_oldest(keys: _Keys, keep: int) -> None:
     while len(keys) > keep:
         _key_id, (_block, material) = keys.popitem(last=False)
-        _wipe(material)
-
-
-def _wipe(material: bytearray) -> None:
-    material[:] = bytes(len(material))
+        wipe(material)

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from keysource.base import KEY_BYTES, Key
+from keysource.base import KEY_BYTES, Key, wipe
 from keysource.device.framing import VERSION, Decoder, Frame, encode
 from keysource.device.messages import BlockEvent, DeviceInfo, DeviceStatus, Event, event_untrusted
 from keysource.device.server import peer_is_trusted
@@ -127,7 +127,7 @@ class DeviceClient:
         while not self._events.empty():
             event = self._events.get_nowait()
             if isinstance(event, BlockEvent):
-                event.keys[:] = bytes(len(event.keys))
+                wipe(event.keys)
         self._events.put_nowait(None)
         await asyncio.gather(self._task, return_exceptions=True)
         with contextlib.suppress(OSError):
@@ -177,7 +177,7 @@ class DeviceClient:
             raise BadAnswer(f"an answer {frame.op[:20]!r} to {op!r}")
         self._waiting.popleft()
         if answer.done():  # the caller was cancelled: the key is burnt, not given to the next
-            frame.trailer[:] = bytes(len(frame.trailer))
+            wipe(frame.trailer)
         else:
             answer.set_result(frame)
 

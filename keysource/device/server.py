@@ -28,10 +28,11 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from keysource.base import KEY_BYTES, derive_key_id
+from keysource.base import KEY_BYTES, derive_key_id, wipe
 from keysource.device.framing import VERSION, Decoder, Frame, encode
 from keysource.device.messages import ALARM_KINDS, MAX_BLOCK, STATES, DeviceInfo, DeviceStatus, number_untrusted
 from keysource.errors import BadAnswer, KeySourceError
+from keysource.sockets import path_mistake
 
 _READ_CHUNK = 64 * 1024
 
@@ -51,8 +52,8 @@ def bind_private(path: Path) -> socket.socket:
     Raises:
         KeySourceError: the path is too long, is another file, or a living process listens there.
     """
-    if len(os.fsencode(path)) > 107:
-        raise KeySourceError(f"{path}: the path of a unix socket has at most 107 bytes")
+    if mistake := path_mistake(path):
+        raise KeySourceError(mistake)
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise KeySourceError(f"{path}: exists and is not a socket")
@@ -105,7 +106,7 @@ class _Block:
         return key
 
     def wipe(self) -> None:
-        self.keys[:] = bytes(len(self.keys))
+        wipe(self.keys)
 
 
 class DeviceServer:
@@ -304,7 +305,7 @@ class _Client:
         if not self._writer.is_closing():
             frame = encode(header, trailer)
             self._writer.write(bytes(frame))
-            frame[:] = bytes(len(frame))
+            wipe(frame)
 
     def _answer(self, frame: Frame) -> None:
         if not self._greeted and frame.op != "hello":
@@ -370,7 +371,7 @@ class _Client:
             self._error("unknown-id", "no such key, or it was delivered before")
             return
         self.send({"op": "get", "key_id": key_id}, key)
-        key[:] = bytes(len(key))
+        wipe(key)
 
     def _error(self, code: str, message: str, retry_after: float = 0.0) -> None:
         self.send({"op": "error", "code": code, "message": message, "retry_after": retry_after})

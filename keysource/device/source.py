@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from keysource.base import End, Hop, Key, Origin, Owner, SaePair, SourceStatus
+from keysource.base import End, Hop, Key, Origin, Owner, SaePair, SourceStatus, wipe
 from keysource.device.client import DeviceClient, follow
 from keysource.device.messages import AlarmEvent, BlockEvent, DeviceInfo, DeviceStatus, Event, VoidEvent
 from keysource.errors import BadAnswer, Exhausted, KeySourceError, Unavailable
@@ -195,7 +195,7 @@ class DeviceSource:
         except KeySourceError:
             pass  # follow() sees the broken connection too, and says so
         finally:
-            event.keys[:] = bytes(len(event.keys))
+            wipe(event.keys)
 
     def _usable(self) -> Stock:
         if not self._tasks:
@@ -227,7 +227,7 @@ class DeviceSource:
     def _wipe_pending(self) -> None:
         while self._pending:
             event = self._pending.popleft()
-            event.keys[:] = bytes(len(event.keys))
+            wipe(event.keys)
 
 
 def _link_hash(link: str) -> bytes:

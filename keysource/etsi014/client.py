@@ -34,7 +34,7 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
-from keysource.base import KEY_BYTES
+from keysource.base import KEY_BYTES, wipe
 from keysource.errors import BadAnswer, Exhausted, KeySourceError, NotOwner, Unauthorized, Unavailable, UnknownKeyID
 from keysource.etsi014.messages import (
     DeliveredKey,
@@ -246,4 +246,4 @@ def _seconds(header: str | None) -> float:
 
 def _wipe(keys: list[DeliveredKey]) -> None:
     for key in keys:
-        key.material[:] = bytes(len(key.material))
+        wipe(key.material)

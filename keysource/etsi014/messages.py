@@ -18,7 +18,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from keysource.base import wipe
 from keysource.errors import BadAnswer
+from keysource.settings import sentence
 
 SIZE_NOT_MULTIPLE = "size shall be a multiple of 8"
 MANDATORY_UNSUPPORTED = "not all extension_mandatory parameters are supported"
@@ -137,9 +139,7 @@ def _checked(model: type[_M], fields: dict[str, Any]) -> _M:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{where}: {first['msg']}") from None
+        raise ValueError(sentence(error)) from None
 
 
 # What a client reads
@@ -210,7 +210,7 @@ def container_untrusted(body: bytes, *, key_bytes: int) -> list[DeliveredKey]:
             raise BadAnswer("the KME's answer has a key_ID twice")
     except BadAnswer:
         for key in delivered:
-            key.material[:] = bytes(len(key.material))
+            wipe(key.material)
         raise
     return delivered
 
@@ -265,9 +265,8 @@ def _entry_untrusted(entry: object, key_bytes: int) -> DeliveredKey:
     except (binascii.Error, ValueError):
         raise BadAnswer("the KME's answer has a key that is not base64") from None
     if len(material) != key_bytes:
-        length = len(material)
-        material[:] = bytes(length)
-        raise BadAnswer(f"the KME's answer has a key of {8 * length} bits, {8 * key_bytes} were asked for")
+        wipe(material)
+        raise BadAnswer(f"the KME's answer has a key of {8 * len(material)} bits, {8 * key_bytes} were asked for")
     return DeliveredKey(normalise_key_id(key_id), material, extension if isinstance(extension, dict) else {})
 
 

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from keysource.base import Hop, Key, Origin, SaePair, SourceContext, SourceStatus
+from keysource.base import Hop, Key, Origin, SaePair, SourceContext, SourceStatus, wipe
 from keysource.errors import BadAnswer, BadSettings, KeySourceError, Unavailable
 from keysource.etsi014 import tls
 from keysource.etsi014.client import TIMEOUT, Etsi014Client
@@ -78,7 +78,7 @@ class Etsi014Source:
             origin, hops = self._origin(delivered.extension), _hops(delivered.extension)
             self._seen.check(delivered)
         except BadAnswer:
-            delivered.material[:] = bytes(len(delivered.material))
+            wipe(delivered.material)
             raise
         return Key(delivered.key_id, delivered.material, origin, hops)
 

@@ -26,7 +26,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from keysource.base import KEY_BYTES, Owner
+from keysource.base import KEY_BYTES, Owner, wipe
 from keysource.errors import BadSettings
 
 MAGIC = b"QVPNKEYS"
@@ -97,7 +97,7 @@ def write_pair(path_a: Path, path_b: Path, count: int = DEFAULT_KEYS, owner: Own
             path_a.unlink()
             raise
     finally:
-        content[:] = bytes(len(content))
+        wipe(content)
     return header.link
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from keysource.etsi014.settings import check_sae
+from keysource.settings import Address, Place, mistakes
 
 EXAMPLE = """\
 version = 1
@@ -51,24 +52,8 @@ class ConfigError(Exception):
     """A wrong configuration file; the message names file, table and key."""
 
 
-class Address(BaseModel):
-    """``HOST:PORT`` of a listener; port 0 lets the system choose."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
 def _address(value: object) -> object:
-    if isinstance(value, Address):
-        return value
-    host, _, port = str(value).rpartition(":")
-    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    if not isinstance(value, str) or not host or not port.isdigit() or int(port) > 65535:
-        raise ValueError('it must be "HOST:PORT" or "[v6]:PORT"')
-    return Address(host=host, port=int(port))
+    return Address.parse(value, lowest_port=0) if isinstance(value, str) else value
 
 
 def _https(value: object) -> object:
@@ -83,6 +68,7 @@ def _sae_id(value: object) -> object:
 
 
 ListenAddress = Annotated[Address, BeforeValidator(_address)]
+"""``HOST:PORT`` of a listener; port 0 lets the system choose."""
 Url = Annotated[str, BeforeValidator(_https)]
 Name = Annotated[str, BeforeValidator(_sae_id)]
 
@@ -125,7 +111,7 @@ class Sae(_Table):
 
 
 class KmeConfig(_Table):
-    """The whole file.  ``base`` is its folder."""
+    """The whole file; :meth:`path` knows its folder."""
 
     version: Literal[1]
     kme: Kme
@@ -133,7 +119,7 @@ class KmeConfig(_Table):
     peer_kme: list[PeerKme] = Field(min_length=1)
     link: list[Link] = Field(min_length=1)
     sae: list[Sae] = Field(min_length=1)
-    base: Path = Field(default=Path(), exclude=True)
+    _base: Path = PrivateAttr(default=Path())
 
     @model_validator(mode="after")
     def _names_fit(self) -> KmeConfig:
@@ -154,7 +140,7 @@ class KmeConfig(_Table):
         return self
 
     def path(self, value: str) -> Path:
-        return self.base / value
+        return self._base / value
 
     @property
     def control_path(self) -> Path:
@@ -179,18 +165,16 @@ def load(file: Path) -> KmeConfig:
         raise ConfigError(f"{file}: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"{file}: not TOML: {error}") from None
-    if "base" in table:
-        raise ConfigError(f"{file}: base: unknown key")
     try:
         config = KmeConfig.model_validate(table)
     except ValidationError as error:
-        lines = [f"{file}: {_sentence(item['loc'], item['type'], item['msg'])}" for item in error.errors()]
+        lines = [f"{file}: {_sentence(place, text)}" for place, text in mistakes(error)]
         raise ConfigError("\n".join(lines)) from None
-    return config.model_copy(update={"base": file.resolve().parent})
+    config._base = file.resolve().parent
+    return config
 
 
-def _sentence(where: tuple[int | str, ...], kind: str, text: str) -> str:
-    text = {"extra_forbidden": "unknown key", "missing": "missing"}.get(kind, text.removeprefix("Value error, "))
+def _sentence(where: Place, text: str) -> str:
     if not where:
         return text
     table, rest = str(where[0]), where[1:]

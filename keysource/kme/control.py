@@ -17,6 +17,7 @@ from typing import Any
 
 from keysource.device.server import bind_private, peer_is_trusted
 from keysource.errors import KeySourceError
+from keysource.sockets import path_mistake
 
 _MAX_LINE = 64 * 1024
 _TIMEOUT = 10.0
@@ -78,8 +79,8 @@ class ControlServer:
 
 def ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:
     """The answer of a running KME.  Blocking.  Raises :class:`ControlError`."""
-    if len(os.fsencode(path)) > 107:
-        raise ControlError(f"{path}: the path of a unix socket has at most 107 bytes")
+    if mistake := path_mistake(path):
+        raise ControlError(mistake)
     read = bytearray()
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

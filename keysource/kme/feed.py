@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 
+from keysource.base import wipe
 from keysource.device.client import DeviceClient, follow
 from keysource.device.messages import AlarmEvent, BlockEvent, Event, VoidEvent
 from keysource.errors import KeySourceError, Unavailable
@@ -88,7 +89,7 @@ class Feed:
         try:
             new = await self._site.db(lambda store: store.add_block(row, event.block, event.keys))
         finally:
-            event.keys[:] = bytes(len(event.keys))
+            wipe(event.keys)
         self._link.row = await self._site.db(lambda store: store.link(self._peer))
         await device.ack(event.block)
         if new:

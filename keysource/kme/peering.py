@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from keysource.etsi014.messages import error_text_untrusted
 from keysource.kme.store import Offer, Reservation
+from keysource.settings import sentence
 
 PATH = "/kmapi/v1/reserve"
 TIMEOUT = 0.8
@@ -71,8 +72,7 @@ def request_untrusted(body: bytes) -> ReserveRequest:
     try:
         return ReserveRequest.model_validate(json.loads(body))
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        raise ValueError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
+        raise ValueError(sentence(error)) from None
     except (ValueError, RecursionError):
         raise ValueError("the body is not JSON") from None
 

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from keysource.base import KEY_BYTES
+from keysource.base import KEY_BYTES, wipe
 from keysource.etsi014 import messages
 from keysource.etsi014.messages import Error, Extension, KeyContainer, KeyEntry, KeyIDs, KeyRequest, Status
 from keysource.kme.auth import caller
@@ -177,7 +177,7 @@ class SaeApi:
                     key_extension={"qvpn_origin": key.origin.value, "qvpn_hops": key.hops},
                 )
             )
-            key.material[:] = bytes(len(key.material))
+            wipe(key.material)
         body = messages.to_json(KeyContainer(keys=entries))
         return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
 

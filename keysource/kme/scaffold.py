@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keysource.etsi014.settings import check_sae
-from keysource.kme.config import Address
 from keysource.kme.pki import Authority, write_new
+from keysource.settings import Address
 
 
 class ScaffoldError(Exception):

@@ -18,7 +18,7 @@ import structlog
 from aiohttp import web
 
 from keysource.etsi014 import tls
-from keysource.kme.config import Address, ConfigError, KmeConfig
+from keysource.kme.config import ConfigError, KmeConfig
 from keysource.kme.control import ControlServer
 from keysource.kme.faults import Fault, FaultSwitch, fault_named
 from keysource.kme.feed import Feed
@@ -26,6 +26,7 @@ from keysource.kme.peer_api import PeerApi
 from keysource.kme.peering import PeerClient
 from keysource.kme.sae_api import SaeApi
 from keysource.kme.site import Site
+from keysource.settings import Address
 
 _HOUSEKEEPING = 60.0
 _BACKLOG = 512

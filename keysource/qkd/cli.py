@@ -16,10 +16,11 @@ from rich.table import Table
 
 from keysource.base import Owner
 from keysource.errors import KeySourceError
-from keysource.qkd.config import Address, EndConfig, FibreConfig, load
+from keysource.qkd.config import EndConfig, FibreConfig, load
 from keysource.qkd.engine.control import ask
 from keysource.qkd.errors import LinkSettings
 from keysource.qkd.presets import PRESETS
+from keysource.settings import Address
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The configuration of one end or the fibre, TOML.")]

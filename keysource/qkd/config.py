@@ -34,37 +34,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from keysource.base import End, Owner
 from keysource.qkd.errors import LinkSettings
 from keysource.qkd.presets import PRESETS
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Host (name, IPv4, or IPv6 without brackets) and TCP port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @classmethod
-    def parse(cls, text: str) -> Address:
-        """Raises ``ValueError``."""
-        host, colon, port = text.rpartition(":")
-        if host.startswith("[") and host.endswith("]"):
-            host = host[1:-1]
-        elif ":" in host:
-            raise ValueError(f"{text!r}: an IPv6 address stands in brackets")
-        if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-            raise ValueError(f"{text!r} is not HOST:PORT")
-        return cls(host, int(port))
-
-    def next_port(self) -> Address:
-        return Address(self.host, self.port + 1)
-
-
-def _address(text: str) -> str:
-    Address.parse(text)
-    return text
+from keysource.settings import Address as Address  # the engine takes it from here
+from keysource.settings import AddressText, first_mistake
+from keysource.sockets import path_mistake
 
 
 def _preset(text: str) -> str:
@@ -73,7 +45,6 @@ def _preset(text: str) -> str:
     return text
 
 
-AddressText = Annotated[str, AfterValidator(_address)]
 PresetName = Annotated[str, AfterValidator(_preset)]
 LinkName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Pace = Literal["realtime", "fast"]
@@ -172,11 +143,8 @@ def _checked(model: type[_Model], raw: dict[str, object], path: Path) -> _Model:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        unknown = first["type"] == "extra_forbidden"
-        message = "no such key" if unknown else first["msg"].removeprefix("Value error, ")
-        raise LinkSettings(f'{path}: top level, key "{key}": {message}') from None
+        key, text = first_mistake(error)
+        raise LinkSettings(f'{path}: top level, key "{key}": {text}') from None
 
 
 def _resolve(table: EndSettings, path: Path, base: Path) -> EndConfig:
@@ -216,4 +184,4 @@ def _refuse_fibre_settings(table: EndSettings, path: Path) -> None:
 
 
 def _short(path: Path) -> Path | None:
-    return path if len(bytes(path)) <= 107 else None
+    return None if path_mistake(path) else path

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keysource.base import Owner
-from keysource.qkd.config import Address, Pace
+from keysource.qkd.config import Pace
 from keysource.qkd.errors import LinkSettings
 from keysource.qkd.files import create_private
 from keysource.qkd.pad import DEFAULT_PAD_BYTES, link_key, make_pad
+from keysource.settings import Address
 
 
 @dataclass(frozen=True, slots=True)

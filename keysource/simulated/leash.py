@@ -6,22 +6,18 @@ fork and exec.  ``PARENT`` is the parent's process id: if it is gone already, th
 
 from __future__ import annotations
 
-import ctypes
-import os
 import runpy
-import signal
 import sys
 
-_PR_SET_PDEATHSIG = 1
+from keysource.leash import die_with_parent
 
 
 def main() -> None:
     parent, module = int(sys.argv[1]), sys.argv[2]
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise SystemExit(f"prctl: {os.strerror(ctypes.get_errno())}")
-    if os.getppid() != parent:
-        raise SystemExit("the parent is gone")
+    try:
+        die_with_parent(parent)
+    except OSError as error:
+        raise SystemExit(error.strerror or str(error)) from None
     sys.argv = sys.argv[2:]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

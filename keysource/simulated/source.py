@@ -28,9 +28,10 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from keysource.base import End, Origin, Owner, SourceContext, SourceStatus
 from keysource.device.source import DeviceSource, expect
 from keysource.errors import BadSettings
-from keysource.settings import parse_settings
+from keysource.settings import AddressText, parse_settings
 from keysource.simulated.child import Child
 from keysource.simulated.link_file import link_toml, write_link_file
+from keysource.sockets import path_mistake
 
 _OF_A_CHILD = ("listen", "peer", "auth_key", "preset", "fibre")
 
@@ -41,11 +42,11 @@ class SimulatedSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     role: Literal["left", "right"] | None = None
-    listen: str | None = None
-    peer: str | None = None
+    listen: AddressText | None = None
+    peer: AddressText | None = None
     auth_key: str | None = None
     preset: str | None = None
-    fibre: str | None = None
+    fibre: AddressText | None = None
     owner: Owner | None = None
     socket: str | None = None
 
@@ -79,10 +80,8 @@ class SimulatedSource(DeviceSource):
         self._child: Child | None = None
         given = self._settings.socket
         socket = context.state / f"{context.name}.device.sock" if given is None else context.path(given)
-        if len(bytes(socket)) > 107:
-            raise BadSettings(
-                f"{socket}: the path of a unix socket has at most 107 bytes", key="socket" if given else ""
-            )
+        if mistake := path_mistake(socket):
+            raise BadSettings(mistake, key="socket" if given else "")
         super().__init__(socket, check=expect(self._settings.end, self._settings.owner, Origin.SIMULATED))
 
     @property

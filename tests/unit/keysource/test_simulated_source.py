@@ -84,6 +84,8 @@ async def drawn(source: KeySource) -> Key:
         (LINK | {"pixels": 3}, "pixels", "no such key"),
         (LINK | {"owner": "eve"}, "owner", "alternate"),
         ({"socket": "x" * 200}, "socket", "107"),
+        (LINK | {"listen": "::1:80"}, "listen", "brackets"),
+        (LINK | {"fibre": "h"}, "fibre", "HOST:PORT"),
     ],
 )
 def test_wrong_table_is_one_sentence(table: dict[str, object], key: str, words: str, tmp_path: Path) -> None:
