@@ -1,8 +1,9 @@
-"""One peer's tap at its key source: the machine's ``NeedKey`` becomes a call, bounded to 2 s, and an answer.
+"""One peer's tap at its key source: the machine's ``NeedKey`` becomes a call, bounded in time, and an answer.
 
 The only module of ``qvpn.control`` that knows what a key source is.  Whatever a source does, the machine gets either
-a key or one of the errors of :mod:`keysource.errors`.  A draw that takes too long is answered by a fault, and goes
-on: its late key is delivered all the same, for the machine to hold for its next attempt.  A late fetch is wiped.
+a key or one of the errors of :mod:`keysource.errors`.  A fetch is given up after 2 s, and a later key wiped.
+The machine waits 2 s for a draw too, by its own timer; the draw itself goes on, for its key is gone from the source,
+and comes late: the machine holds it for its next attempt.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from qvpn.wire.messages import WireOrigin
 __all__ = ["BadSettings", "KeyFeed", "KeySource", "KeySourceError", "RolledBack", "SourceStatus"]
 
 CALL_LIMIT = 2.0
-"""Seconds that one call may take, retries of the source included."""
+"""Seconds that the machine waits for one call, retries of the source included."""
 LATE_DRAW = 30.0
 """Seconds after which a draw that the machine no longer waits for is given up: the deadline of a handshake."""
 
@@ -38,10 +39,7 @@ Deliver = Callable[[int, KeyMaterial | KeyFault], None]
 
 
 class KeyFeed:
-    """Asks one source for one peer.  Answers come through ``deliver`` on the event loop.
-
-    One for each request; a draw that took too long has two: BROKEN in time, then its key.
-    """
+    """Asks one source for one peer.  Answers come through ``deliver`` on the event loop, one for each request."""
 
     def __init__(
         self,
@@ -109,29 +107,13 @@ class KeyFeed:
     async def _answer(self, need: NeedKey) -> None:
         answer: KeyMaterial | KeyFault
         key_id = None if need.key is None else need.key.key_id
-        call: asyncio.Future[Key] | None = None
         try:
             self._check_claim(need.claim)
-            call = self._call(key_id)
-            await self._wait(call, self._limit, give_up=key_id is not None)
-            answer = self._take(call, key_id)
+            answer = self._take(await self._finish(self._call(key_id), draw=key_id is None), key_id)
         except KeySourceError as error:
             self._log.warning("no key", source=self.name, error=type(error).__name__, reason=str(error))
             answer = fault_of(error)
         self._deliver(need.request, answer)
-        if call is not None and key_id is None and not call.done():
-            await self._late_draw(need.request, call)
-
-    async def _late_draw(self, request: int, call: asyncio.Future[Key]) -> None:
-        """A draw goes on beyond its limit: the key is the pair's, and the machine holds it for its next attempt."""
-        try:
-            await self._wait(call, self._late_limit)
-            answer = self._take(call, None)
-        except KeySourceError as error:
-            self._log.info("no late key either", source=self.name, error=type(error).__name__, reason=str(error))
-            return
-        self._log.info("a key came late", source=self.name)
-        self._deliver(request, answer)
 
     def _call(self, key_id: str | None) -> asyncio.Future[Key]:
         # A task of its own: at the time limit the machine gets its answer at once, even from a source that hangs on.
@@ -141,17 +123,20 @@ class KeyFeed:
             else self._source.get_key_with_id(self._peer_sae, key_id)
         )
 
-    async def _wait(self, call: asyncio.Future[Key], limit: float, *, give_up: bool = True) -> None:
-        """Raises Unavailable where the call is not over in time; with ``give_up`` it is abandoned then."""
+    async def _finish(self, call: asyncio.Future[Key], *, draw: bool) -> asyncio.Future[Key]:
+        """Wait until the call is over.  Raises Unavailable where that takes too long; the call is abandoned then."""
         try:
-            done, _ = await asyncio.wait((call,), timeout=limit)
+            done, _ = await asyncio.wait((call,), timeout=self._limit)
+            if draw and not done:
+                self._log.warning("no key in time, the draw goes on", source=self.name, seconds=self._limit)
+                done, _ = await asyncio.wait((call,), timeout=self._late_limit)
         except asyncio.CancelledError:
             _abandon(call)
             raise
         if not done:
-            if give_up:
-                _abandon(call)
-            raise Unavailable(f"{self.name}: no answer within {limit:g} s")
+            _abandon(call)
+            raise Unavailable(f"{self.name}: no answer within {self._limit + self._late_limit * draw:g} s")
+        return call
 
     def _take(self, call: asyncio.Future[Key], key_id: str | None) -> KeyMaterial:
         """What a call that is over gave.  Raises KeySourceError."""

@@ -181,103 +181,101 @@ async def test_a_source_that_hangs_is_given_up_and_its_late_key_wiped() -> None:
 
 
 class Late:
-    """A feed whose source answers when the test says so; what it delivered."""
+    """A feed whose source answers when the test says so, even if it is cancelled; what the feed delivered."""
 
     def __init__(self, late: Key | Exception, late_limit: float = 60.0) -> None:
         self.release = asyncio.Event()
         self.delivered: list[tuple[int, KeyMaterial | KeyFault]] = []
-
-        async def answer() -> Key:
-            await self.release.wait()
-            if isinstance(late, Exception):
-                raise late
-            return late
-
+        self.said: list[str] = []
+        self.late = late
+        log = structlog.wrap_logger(None, processors=[self._catch])
         self.feed = KeyFeed(
-            "kme",
-            Source(answer),
-            "sae-bob",
-            lambda *it: self.delivered.append(it),
-            structlog.get_logger(),
-            limit=0.01,
-            late_limit=late_limit,
+            "kme", Source(self._give), "sae-bob", self._deliver, log, limit=0.01, late_limit=late_limit
         )
 
-    async def until_over(self) -> None:
-        while self.feed._calls:
-            await asyncio.wait(self.feed._calls, timeout=5)
+    def _catch(self, _logger: object, _method: str, event: structlog.typing.EventDict) -> str:
+        self.said.append(str(event["event"]))
+        raise structlog.DropEvent
+
+    def _deliver(self, request: int, answer: KeyMaterial | KeyFault) -> None:
+        self.delivered.append((request, answer))
+
+    async def _give(self) -> Key:
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            await self.release.wait()
+        if isinstance(self.late, Exception):
+            raise self.late
+        return self.late
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                await asyncio.sleep(0)
 
 
-async def test_a_draw_that_takes_too_long_is_broken_in_time_and_its_key_comes_late() -> None:
+SLOW = "no key in time, the draw goes on"
+
+
+async def test_a_draw_that_takes_too_long_goes_on_and_its_key_comes_late() -> None:
     drawn = key()
     late = Late(drawn)
     late.feed.ask(DRAW)
-    async with asyncio.timeout(5):
-        while not late.delivered:
-            await asyncio.sleep(0)
-        assert late.delivered == [(7, KeyFault.BROKEN)]
-        late.release.set()
-        await late.until_over()
-    assert late.delivered[1:] == [(7, KeyMaterial(ID, WireOrigin.QKD, 0, bytearray(b"k" * 32)))]
+    await late.until(lambda: late.said == [SLOW])
+    assert late.delivered == []
+    late.release.set()
+    await late.until(lambda: late.delivered)
+    assert late.delivered == [(7, KeyMaterial(ID, WireOrigin.QKD, 0, bytearray(b"k" * 32)))]
     assert any(drawn.material)
+    await late.feed.aclose()
 
 
 @pytest.mark.parametrize("bad", [key(material=bytes(32)), Unavailable("no")], ids=["zeros", "error"])
-async def test_a_late_draw_that_gives_nothing_is_not_answered_twice(bad: Key | Exception) -> None:
+async def test_a_late_draw_that_gives_nothing_says_so(bad: Key | Exception) -> None:
     late = Late(bad)
     late.feed.ask(DRAW)
-    async with asyncio.timeout(5):
-        while not late.delivered:
-            await asyncio.sleep(0)
-        late.release.set()
-        await late.until_over()
+    await late.until(lambda: late.said == [SLOW])
+    late.release.set()
+    await late.until(lambda: late.delivered)
     assert late.delivered == [(7, KeyFault.BROKEN)]
 
 
-@pytest.mark.parametrize("closed", [True, False], ids=["closed", "beyond-the-last-limit"])
-async def test_a_late_draw_that_nobody_waits_for_is_wiped(closed: bool) -> None:
+async def test_a_late_draw_that_is_later_than_every_limit_is_wiped() -> None:
     drawn = key()
-    release = asyncio.Event()
-
-    async def stubborn() -> Key:
-        try:
-            await release.wait()
-        except asyncio.CancelledError:
-            await release.wait()
-        return drawn
-
-    late = Late(drawn, late_limit=60.0 if closed else 0.01)
-    late.feed._source = Source(stubborn)
+    late = Late(drawn, late_limit=0.01)
     late.feed.ask(DRAW)
-    async with asyncio.timeout(5):
-        while not late.delivered:
-            await asyncio.sleep(0)
-        await (late.feed.aclose() if closed else late.until_over())
-        release.set()
-        while any(drawn.material):
-            await asyncio.sleep(0)
+    await late.until(lambda: late.delivered)
+    late.release.set()
+    await late.until(lambda: not any(drawn.material))
     assert late.delivered == [(7, KeyFault.BROKEN)]
+
+
+async def test_a_late_draw_is_wiped_when_the_feed_closes() -> None:
+    drawn = key()
+    late = Late(drawn)
+    late.feed.ask(DRAW)
+    await late.until(lambda: late.said == [SLOW])
+    await late.feed.aclose()
+    late.release.set()
+    await late.until(lambda: not any(drawn.material))
+    assert late.delivered == []
 
 
 async def test_a_space_in_a_key_id_is_named_as_the_reason() -> None:
-    entries: list[dict[str, object]] = []
+    reasons: list[object] = []
 
-    def catch(_logger: object, _method: str, event: dict[str, object]) -> object:
-        entries.append(event)
+    def catch(_logger: object, _method: str, event: structlog.typing.EventDict) -> str:
+        reasons.append(event["reason"])
         raise structlog.DropEvent
 
-    feed = KeyFeed(
-        "kme",
-        Source(gives(key(key_id="a space"))),
-        "sae-bob",
-        lambda *it: None,
-        structlog.wrap_logger(None, processors=[catch]),
-    )
+    log = structlog.wrap_logger(None, processors=[catch])
+    feed = KeyFeed("kme", Source(gives(key(key_id="a space"))), "sae-bob", lambda *it: None, log)
     feed.ask(DRAW)
     await asyncio.wait(feed._calls)
-    assert entries[0]["reason"] == (
+    assert reasons == [
         "kme: the key source gave a key_ID that is not 1 to 64 ASCII characters between 0x21 and 0x7E (no space)"
-    )
+    ]
 
 
 async def test_claims_are_checked_before_a_key_is_touched() -> None:
