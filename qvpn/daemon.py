@@ -18,6 +18,7 @@ from keysource.base import KeySource
 from qvpn import __version__, privileged
 from qvpn.config.schema import Config, Peer, Policy
 from qvpn.control.agent import PeerAgent
+from qvpn.control.clockwatch import INTERVAL, ClockWatch, Sight
 from qvpn.control.endpoint import NoAddress, literal, resolve
 from qvpn.control.keyfeed import KeyFeed
 from qvpn.control.mistakes import describe
@@ -62,8 +63,12 @@ class Daemon:
         log: Any = None,
         randomness: Randomness | None = None,
         fit_mtu: Callable[[Sequence[int]], None] = lambda payloads: None,
+        watch: ClockWatch | None = None,
     ) -> None:
-        """``fit_mtu(payloads)`` gets the bytes that a datagram to each known peer address can carry."""
+        """``fit_mtu(payloads)`` gets the bytes that a datagram to each known peer address can carry.
+
+        ``watch`` looks for a wall clock that jumps and for a copied virtual machine.
+        """
         self.site = site
         self.config: Config = site.config
         self.stop_wanted = asyncio.Event()
@@ -74,6 +79,7 @@ class Daemon:
         self._bind = bind
         self._clock = clock
         self._fit_mtu = fit_mtu
+        self._watch = watch
         self._log = log if log is not None else eventlog.get_log(site=self.config.site.name)
         self._started = clock()
         self._random = randomness or Randomness(os.urandom, random.SystemRandom().random)
@@ -106,6 +112,8 @@ class Daemon:
             self._spawn(partial(self._follow_endpoint, peer))
             if peer.name in self._feeds:
                 self._spawn(partial(self._follow_source, peer))
+        if self._watch is not None:
+            self._spawn(partial(self._follow_clocks, self._watch))
         self._log.info("started", listen=str(self._bind.local), interface=self._tun.name, peers=len(self.agents))
 
     async def run(self) -> None:
@@ -232,6 +240,22 @@ class Daemon:
                         told = str(error)
                         agent.log.warning("no address for the peer", reason=told)
             await asyncio.sleep(LOOK_AGAIN if agent.endpoint is not None else LOOK_BLOCKED)
+
+    async def _follow_clocks(self, watch: ClockWatch) -> None:
+        """A copied machine must not use a counter that its original uses too; a jump is reason to ask the peer."""
+        if not watch.sees_forks:
+            self._log.info("this kernel does not show copies of a virtual machine (no VMClock device)")
+        while True:
+            await asyncio.sleep(INTERVAL)
+            sight, jump = watch.look()
+            if sight is Sight.FORKED:
+                self._log.error("this virtual machine was copied: every epoch is erased")
+                for agent in self.agents.values():
+                    agent.forked()
+            elif sight is Sight.JUMPED:
+                self._log.warning("the wall clock jumped: new handshakes beside the epochs", seconds=round(jump, 1))
+                for agent in self.agents.values():
+                    agent.jumped()
 
     async def _follow_source(self, peer: Peer) -> None:
         """Ask the key source how it is, as often as a peer that waits for it needs to know."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +23,7 @@ from qvpn import privileged
 from qvpn.config.checks import carries_ipv6, harvestable
 from qvpn.config.errors import ConfigError
 from qvpn.config.schema import MIN_MTU, MIN_MTU_IPV6, Config
+from qvpn.control.clockwatch import ClockWatch
 from qvpn.control.endpoint import literal
 from qvpn.control.mistakes import describe
 from qvpn.control.supervisor import SourceRefused
@@ -141,7 +143,11 @@ def _open(site: SiteFiles, sources: dict[str, KeySource], stack: ExitStack) -> t
         if wanted != tun.mtu:
             privileged.set_mtu(tun.name, wanted)
 
-    return Daemon(site, tun, bind, sources, fit_mtu=fit), control
+    vmclock = privileged.open_vmclock()
+    if vmclock is not None:
+        stack.enter_context(contextlib.closing(vmclock))
+    watch = ClockWatch(privileged.boottime, time.time, None if vmclock is None else vmclock.generation)
+    return Daemon(site, tun, bind, sources, fit_mtu=fit, watch=watch), control
 
 
 def tunnel_mtu_for(config: Config, payloads: Sequence[int]) -> int:

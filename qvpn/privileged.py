@@ -24,14 +24,15 @@ from qvpn.netio import netlink
 from qvpn.netio.base import Address
 from qvpn.netio.tun import TunDevice
 from qvpn.netio.udp import UdpBind
+from qvpn.netio.vmclock import VmClock
 
 CAP_NET_BIND_SERVICE, CAP_NET_ADMIN = 10, 12
+VMCLOCK = "/dev/vmclock0"
 _MAX_FILE = 1 << 20
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 4, 38, 24
 _THREAD_END = 5.0
-_CAPABILITY_VERSION_3 = 0x20080522
-_THREADS_END = 1.0
 """Seconds that threads which were joined may take to be gone."""
+_CAPABILITY_VERSION_3 = 0x20080522
 _CLOCK_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -42,6 +43,14 @@ class PrivilegedError(Exception):
 def boottime() -> float:
     """Seconds of CLOCK_BOOTTIME: goes on while the machine sleeps, so that it wakes with dead keys."""
     return time.clock_gettime(_CLOCK_BOOTTIME)
+
+
+def open_vmclock() -> VmClock | None:
+    """The device by which a hypervisor tells that it copied this machine; None where there is none for us."""
+    try:
+        return VmClock(os.open(VMCLOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError:
+        return None
 
 
 # files

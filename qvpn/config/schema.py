@@ -71,6 +71,11 @@ def default_hard_end(rekey: float) -> float:
     return max(3 * rekey, least_hard_end(rekey))
 
 
+def dead_peer(rekey: float) -> float:
+    """Seconds of silence after which a peer is taken for dead (PROTOCOL.md chapter 9)."""
+    return min(30.0, 2 * rekey)
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, hide_input_in_errors=True, arbitrary_types_allowed=True, strict=True
@@ -239,6 +244,11 @@ class Peer(_Table):
             raise ValueError(
                 f"hard_end: {show_duration(self.end)} is too early for rekey = {show_duration(self.rekey)}: "
                 f"a failed rekey needs a second try, so write at least {show_duration(least)}"
+            )
+        if self.keepalive is not None and self.keepalive >= dead_peer(self.rekey):
+            raise ValueError(
+                f"keepalive: {show_duration(self.keepalive)} is too long for rekey = {show_duration(self.rekey)}: "
+                f"the peer takes us for dead after {show_duration(dead_peer(self.rekey))}, so write less"
             )
         if self.max_degraded is not None and self.policy is not Policy.PREFER_QKD:
             raise ValueError(f'max_degraded: it limits policy "prefer-qkd", and the policy here is "{self.policy}"')

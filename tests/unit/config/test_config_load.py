@@ -239,6 +239,16 @@ WORDS = [
     ('"60s"', '"60s"\nkeepalive = "0s"', PEER + 'keepalive: 0s is outside "1s" to "1h"'),
     (
         '"60s"',
+        '"60s"\nkeepalive = "30s"',
+        PEER + "keepalive: 30s is too long for rekey = 1m: the peer takes us for dead after 30s, so write less",
+    ),
+    (
+        '"60s"',
+        '"2s"\nkeepalive = "4s"',
+        PEER + "keepalive: 4s is too long for rekey = 2s: the peer takes us for dead after 4s, so write less",
+    ),
+    (
+        '"60s"',
         '"60s"\non_alarm = "panic"',
         PEER + 'on_alarm: write one of "finish-epoch", "rekey-now", "block-now"',
     ),
@@ -348,3 +358,11 @@ def test_listen_needs_an_address() -> None:
     assert str(parse_listen("0.0.0.0:5")) == "0.0.0.0:5"
     with pytest.raises(ValueError, match="is a name"):
         parse_listen("gw:5")
+
+
+@pytest.mark.parametrize("rekey", [1.0, 14.9, 15.0, 60.0, 3600.0])
+def test_check_and_protocol_mean_the_same_dead_peer(rekey: float) -> None:
+    from qvpn.config.schema import dead_peer
+    from qvpn.handshake import timers
+
+    assert dead_peer(rekey) == timers.dead_peer(rekey)

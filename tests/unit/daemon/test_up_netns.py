@@ -220,3 +220,13 @@ def test_a_low_port_keeps_one_right_more(namespace: Namespace, file: Path) -> No
     process = namespace.started(file)
     text = Path(f"/proc/{process.pid}/status").read_text()
     assert f"CapEff:\t{CAP_NET_ADMIN | 1 << 10:016x}" in text
+
+
+def test_a_deleted_interface_is_the_end(namespace: Namespace, file: Path) -> None:
+    process = namespace.started(file)
+    assert namespace.run("ip", "link", "del", "qvpn0").returncode == 0
+    _, err = process.communicate(timeout=15)
+    assert process.returncode == 1
+    assert err.splitlines()[-1] == "qvpn: interface qvpn0 was deleted by somebody, so no packet can pass any more"
+    assert "Traceback" not in err
+    assert not (file.parent / "state/control.sock").exists()
