@@ -244,7 +244,7 @@ class Daemon:
     async def _follow_clocks(self, watch: ClockWatch) -> None:
         """A copied machine must not use a counter that its original uses too; a jump is reason to ask the peer."""
         if not watch.sees_forks:
-            self._log.info("this kernel does not show copies of a virtual machine (no VMClock device)")
+            self._log.info("this kernel does not show copies of a virtual machine (neither VMClock nor vmgenid)")
         while True:
             await asyncio.sleep(INTERVAL)
             sight, jump = watch.look()

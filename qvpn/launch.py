@@ -143,10 +143,8 @@ def _open(site: SiteFiles, sources: dict[str, KeySource], stack: ExitStack) -> t
         if wanted != tun.mtu:
             privileged.set_mtu(tun.name, wanted)
 
-    vmclock = privileged.open_vmclock()
-    if vmclock is not None:
-        stack.enter_context(contextlib.closing(vmclock))
-    watch = ClockWatch(privileged.boottime, time.time, None if vmclock is None else vmclock.generation)
+    readers = [stack.enter_context(contextlib.closing(reader)) for reader in privileged.open_generations()]
+    watch = ClockWatch(privileged.boottime, time.time, [reader.generation for reader in readers])
     return Daemon(site, tun, bind, sources, fit_mtu=fit, watch=watch), control
 
 

@@ -25,9 +25,9 @@ from qvpn.netio.base import Address
 from qvpn.netio.tun import TunDevice
 from qvpn.netio.udp import UdpBind
 from qvpn.netio.vmclock import VmClock
+from qvpn.netio.vmgenid import VmGenId
 
 CAP_NET_BIND_SERVICE, CAP_NET_ADMIN = 10, 12
-VMCLOCK = "/dev/vmclock0"
 _MAX_FILE = 1 << 20
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 4, 38, 24
 _THREAD_END = 5.0
@@ -45,12 +45,9 @@ def boottime() -> float:
     return time.clock_gettime(_CLOCK_BOOTTIME)
 
 
-def open_vmclock() -> VmClock | None:
-    """The device by which a hypervisor tells that it copied this machine; None where there is none for us."""
-    try:
-        return VmClock(os.open(VMCLOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
-    except OSError:
-        return None
+def open_generations() -> list[VmClock | VmGenId]:
+    """Whatever tells here that this virtual machine was copied; to be closed.  Empty where nothing does."""
+    return [reader for reader in (VmClock.open(), VmGenId.open()) if reader is not None]
 
 
 # files

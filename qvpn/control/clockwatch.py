@@ -7,7 +7,7 @@ sets the wall clock, or when the machine stood still without knowing: paused, or
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from qvpn.netio.vmclock import Generation
 
@@ -32,31 +32,34 @@ class ClockWatch:
         self,
         boottime: Callable[[], float],
         wall: Callable[[], float],
-        generation: Callable[[], Generation | None] | None = None,
+        readers: Sequence[Callable[[], Generation | None]] = (),
     ) -> None:
-        """``generation()`` reads the hypervisor's marks, or gives None where it cannot now."""
+        """Each of ``readers`` gives the marks of one device, or None where it cannot be read now."""
         self._boottime = boottime
         self._wall = wall
-        self._read = generation
+        self._readers = readers
         self._distance = self._measure()
-        self._generation = None if generation is None else generation()
+        self._marks = [read() for read in readers]
 
     @property
     def sees_forks(self) -> bool:
         """Whether the kernel shows when this machine is copied."""
-        return self._generation is not None
+        return any(mark is not None for mark in self._marks)
 
     def look(self) -> tuple[Sight, float]:
         """What happened since the last look, and by how many seconds the wall clock jumped."""
         before, self._distance = self._distance, self._measure()
         jump = self._distance - before
-        mark = self._generation
-        new = None if self._read is None else self._read()
-        if new is not None:
-            self._generation = new
-        if mark is not None and new is not None and new.copied != mark.copied:
+        copied = moved = False
+        for place, read in enumerate(self._readers):
+            old, new = self._marks[place], read()
+            if new is None:
+                continue
+            self._marks[place] = new
+            copied |= old is not None and new.copied != old.copied
+            moved |= old is not None and new.moved != old.moved
+        if copied:
             return Sight.FORKED, jump
-        moved = mark is not None and new is not None and new.moved != mark.moved
         return (Sight.JUMPED if moved or abs(jump) > JUMP else Sight.NOTHING), jump
 
     def _measure(self) -> float:

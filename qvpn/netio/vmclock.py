@@ -1,7 +1,7 @@
 """What a hypervisor tells its guest when it copies it: the generation counter of the VMClock device.
 
 Linux shows the device as ``/dev/vmclock0``; its page (``struct vmclock_abi`` in ``linux/vmclock-abi.h``) is
-little-endian and read through a descriptor that :mod:`qvpn.privileged` opened.
+little-endian.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
+PATH = "/dev/vmclock0"
 MAGIC = 0x4B4C4356
 _VERSION = 1
 _FLAG_GENERATION = 1 << 8
@@ -52,6 +53,14 @@ class VmClock:
         """Owns the descriptor from now on."""
         self._descriptor = descriptor
         self._read = read
+
+    @classmethod
+    def open(cls, path: str = PATH) -> VmClock | None:
+        """None where there is no such device that we may read."""
+        try:
+            return cls(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        except OSError:
+            return None
 
     def generation(self) -> Generation | None:
         """The values now; None where they cannot be read at this moment."""

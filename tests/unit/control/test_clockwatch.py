@@ -27,7 +27,7 @@ class Host:
         self.wall += seconds
 
     def watch(self) -> ClockWatch:
-        return ClockWatch(lambda: self.boottime, self.read_wall, lambda: self.mark)
+        return ClockWatch(lambda: self.boottime, self.read_wall, [lambda: None, lambda: self.mark])
 
 
 @pytest.mark.parametrize("asleep", [0.5, 30.0, 86400.0])
@@ -102,3 +102,12 @@ def test_where_nothing_is_shown_clocks_are_still_compared() -> None:
     assert not watch.sees_forks
     host.wall += 60
     assert watch.look()[0] is Sight.JUMPED
+
+
+def test_two_devices_that_tell_of_one_copy_do_it_once() -> None:
+    host = Host()
+    marks = [Generation(1, 1), Generation(0, 0)]
+    watch = ClockWatch(lambda: host.boottime, lambda: host.wall, [lambda: marks[0], lambda: marks[1]])
+    marks[1] = Generation(1, 0)
+    assert watch.look()[0] is Sight.FORKED
+    assert watch.look()[0] is Sight.NOTHING

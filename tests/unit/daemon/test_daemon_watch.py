@@ -26,7 +26,7 @@ class Host:
         world.daemons["alice"]._watch = ClockWatch(
             lambda: world.network.now,
             lambda: world.network.now + self.ahead,
-            (lambda: self.mark) if shows else None,
+            [lambda: self.mark] if shows else [],
         )
 
 

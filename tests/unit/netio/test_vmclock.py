@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 
@@ -52,10 +51,15 @@ def test_what_is_no_clock_or_half_written_says_nothing(bad: bytes) -> None:
     assert parse(bad) is None
 
 
+def test_no_device_is_none(tmp_path: Path) -> None:
+    assert VmClock.open(str(tmp_path / "vmclock0")) is None
+
+
 def test_a_device_is_read_anew_each_time_and_closes_twice(tmp_path: Path) -> None:
     file = tmp_path / "vmclock0"
     file.write_bytes(page())
-    clock = VmClock(os.open(file, os.O_RDONLY))
+    clock = VmClock.open(str(file))
+    assert clock is not None
     assert clock.generation() == Generation(99, 77)
     with file.open("r+b") as written:
         written.write(page(generation=100))
