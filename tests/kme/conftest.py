@@ -32,7 +32,7 @@ import pytest_asyncio
 from yarl import URL
 
 from keysource.base import End, Origin, Owner, SourceContext
-from keysource.device.messages import DeviceInfo
+from keysource.device.messages import ALARM_KINDS, DeviceInfo
 from keysource.device.server import DeviceServer
 from keysource.etsi014 import tls
 from keysource.etsi014.client import Etsi014Client
@@ -100,8 +100,10 @@ class Lab:
         self.devices: dict[str, DeviceServer] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._contexts: dict[str, ssl.SSLContext] = {}
+        self._controls: dict[str, Path] = {}
         self.clients: list[Etsi014Client | Etsi014Source] = []
-        self._next_block = 0
+        self.next_block = 0
+        self._before: dict[str, dict[str, Any]] = {}
 
     def config(self, site: str) -> KmeConfig:
         return load(self.files[site])
@@ -115,9 +117,36 @@ class Lab:
             self.publish(keys)
             await self.stored(keys)
 
-    async def aclose(self) -> None:
-        for client in self.clients:
+    async def settle(self, keys: int) -> None:
+        """As good as new for the next test: both ends healthy, ``keys`` fresh keys, counts begin at zero."""
+        await self._close_clients()
+        for site in SITES:
+            if site not in self.devices:
+                await self.start_device(site, self.next_block)
+            if site not in self.processes:
+                self.start_kme(site)
+        await asyncio.gather(*(self.ready(site) for site in SITES))
+        for device in self.devices.values():
+            for kind in ALARM_KINDS:
+                device.alarm(False, kind, "")
+            device.void(self.next_block)
+        await self.until(lambda: all(map(self._empty_and_well, SITES)), "health")
+        self._before = {site: self._link(site) for site in SITES}
+        if keys:
+            self.publish(keys)
+            await self.stored(keys)
+
+    def _empty_and_well(self, site: str) -> bool:
+        link = self._link(site)
+        return not link["alarm"] and link["own_free"] == link["peer_free"] == 0
+
+    async def _close_clients(self) -> None:
+        clients, self.clients = self.clients, []
+        for client in clients:
             await client.aclose()
+
+    async def aclose(self) -> None:
+        await self._close_clients()
         for site in SITES:
             self.stop_kme(site)
             if device := self.devices.get(site):
@@ -138,11 +167,14 @@ class Lab:
         self.devices[site] = device
         return device
 
+    async def stop_device(self, site: str) -> None:
+        await self.devices.pop(site).aclose()
+
     def publish(self, count: int, *, only: tuple[str, ...] = SITES) -> int:
         """A block of random keys, identical at the sites that get it.  Returns its number."""
         keys = secrets.token_bytes(32 * count)
-        block = self._next_block
-        self._next_block += 1
+        block = self.next_block
+        self.next_block += 1
         for site in only:
             self.devices[site].publish(block, bytearray(keys))
         return block
@@ -153,10 +185,17 @@ class Lab:
             await self.until(lambda site=site: self.held(site) == count, f"{count} keys at {site}")
 
     def held(self, site: str) -> int:
-        link = self.status(site)["links"][0]
+        link = self.link(site)
         return int(link["own_free"] + link["peer_free"] + link["reserved"])
 
     def link(self, site: str) -> dict[str, Any]:
+        """What the KME tells of its link; keys reserved, issued and fetched are counted since :meth:`settle`."""
+        link = self._link(site)
+        for count in ("reserved", "issued", "fetched") if self._before else ():
+            link[count] -= self._before[site][count]
+        return link
+
+    def _link(self, site: str) -> dict[str, Any]:
         link: dict[str, Any] = self.status(site)["links"][0]
         return link
 
@@ -188,10 +227,16 @@ class Lab:
         process.wait()
 
     def status(self, site: str) -> dict[str, Any]:
-        return ask(self.config(site).control_path, {"op": "status"})
+        return ask(self._control(site), {"op": "status"})
 
     def fault(self, site: str, name: str) -> None:
-        ask(self.config(site).control_path, {"op": "fault", "name": name})
+        ask(self._control(site), {"op": "fault", "name": name})
+
+    def _control(self, site: str) -> Path:
+        """Where the control socket is, as the configuration says: read once, asked for all the time."""
+        if site not in self._controls:
+            self._controls[site] = self.config(site).control_path
+        return self._controls[site]
 
     def log(self, site: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / f"{site}.log").read_text().splitlines()]
