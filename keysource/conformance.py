@@ -273,11 +273,14 @@ async def run_all(pair_factory: PairFactory) -> list[str]:
 
 
 async def _draw_many(end: End, count: int) -> list[Key]:
-    """``count`` draws, :data:`AT_ONCE` at a time."""
+    """``count`` draws, :data:`AT_ONCE` at a time, in the order in which they came: a slave follows its master, and a
+    source may forget what was drawn thousands of keys ago."""
     keys: list[Key | None] = []
 
     async def draw_in_turn(share: int) -> None:
-        keys.extend([await end.draw() for _ in range(share)])
+        for _ in range(share):
+            key = await end.draw()
+            keys.append(key)
 
     shares = [len(range(first, count, AT_ONCE)) for first in range(AT_ONCE)]
     await asyncio.gather(*map(draw_in_turn, shares))
