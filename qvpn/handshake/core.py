@@ -209,6 +209,9 @@ class Core:
             return
         if not keep_index:
             self.port.release(info.index)
+        if info.key is not None and info.role is Role.INITIATOR:
+            self.keys.burn(info.key)  # accepted, never confirmed: R's copy is held there, ours is of no more use
+            info.key = None
         self.emit(Erase(info.receive_index))
         if self.sending is info:
             others = [other for other in self.epochs.values() if other.confirmed and not other.held]

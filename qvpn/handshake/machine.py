@@ -417,7 +417,10 @@ class PeerHandshake:
         self, kind: MessageType, index: bytes, message: bytes, carrier: Carrier, now: float
     ) -> DropReason | None:
         attempt = self._attempt
-        if attempt is None or attempt.index != index or isinstance(carrier, Cold) != (attempt.inner is None):
+        if attempt is None or attempt.index != index:
+            return DropReason.HANDSHAKE_STATE
+        inside = carrier.receive_index if isinstance(carrier, Inner) else None
+        if inside != (attempt.inner.receive_index if attempt.inner else None):
             return DropReason.HANDSHAKE_STATE
         if kind is MessageType.RETRY:
             attempt.on_retry(message, now)
@@ -570,6 +573,8 @@ class PeerHandshake:
         if self._attempt is None:
             self._schedule(now, cold=True)
         elif self._attempt.inner is not None:
+            if self._attempt.request is not None:
+                self._late[self._attempt.request] = now
             self._attempt.go_cold(now)
 
     def _repeat_epoch_ok(self, now: float) -> None:
