@@ -10,7 +10,7 @@ What an answer means is decided by the class of its status, since texts differ f
 status                   enc_keys                        dec_keys                        status
 =======================  ==============================  ==============================  ========================
 200                      keys, or ``BadAnswer``          keys, or ``BadAnswer``          answer, or ``BadAnswer``
-400, 404, 410, 422       ``Exhausted``                   ``UnknownKeyID``                ``Unavailable`` answered
+400, 404, 410, 422       ``Exhausted`` [2]_              ``UnknownKeyID``                ``Unavailable`` answered
 401, 403                 ``Unauthorized``                ``Unauthorized``                ``Unauthorized``
 429, 503                 ``Unavailable`` answered [1]_   ``Unavailable`` answered        ``Unavailable`` answered
 other 5xx                ``Unavailable``                 ``Unavailable``                 ``Unavailable``
@@ -20,11 +20,14 @@ no whole answer in time  ``Unavailable``                 ``Unavailable``        
 
 .. [1] ``Exhausted`` where the KME's ``details`` say ``qvpn_reason: exhausted``, ``NotOwner`` where they say
    ``not-owner``.
+.. [2] ``Unauthorized`` where the KME's text says that it does not know an SAE: the standard gives 401 for that, some
+   KMEs 400 or 404.  No later key would come, so it must not look like an empty stock.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -52,6 +55,12 @@ TIMEOUT = 2.0
 RETRY_DELAY = 0.2
 _LONGEST_RETRY_AFTER = 1.0
 _REFUSED = (400, 404, 410, 422)
+_NO_SUCH_SAE = re.compile(
+    r"\b(unknown|unregistered|unrecogni[sz]ed|invalid|no such) (\w+[ _])?sae"
+    r"|sae.*\b(unknown|unregistered|not (be )?(found|known|registered|recogni[sz]ed|valid)|not exist)\b",
+    re.IGNORECASE,
+)
+_ABOUT_KEYS = re.compile(r"\bkeys?\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,10 +229,17 @@ def _refusal(url: str, call: Call, answer: _Answer) -> KeySourceError:
     if answer.status in _REFUSED:
         if call == "dec_keys":
             return UnknownKeyID(said)
-        return Exhausted(said) if call == "enc_keys" else Unavailable(said, answered=True)
+        if call == "status":
+            return Unavailable(said, answered=True)
+        return Unauthorized(said) if _names_a_stranger(text) else Exhausted(said)
     if answer.status >= 500:
         return Unavailable(said)
     return BadAnswer(said)
+
+
+def _names_a_stranger(text: str) -> bool:
+    """Does the KME say that an SAE is unknown to it?  In doubt no: a text about keys is about the stock."""
+    return _NO_SUCH_SAE.search(text) is not None and _ABOUT_KEYS.search(text) is None
 
 
 def _network_reason(error: BaseException) -> str:

@@ -178,6 +178,33 @@ async def test_every_status_has_its_error_whatever_the_body(mock, status, enc, d
             assert error.answered is (status in (400, 404, 410, 422, 429, 503))
 
 
+@pytest.mark.parametrize("status", [400, 404])
+@pytest.mark.parametrize(
+    ("text", "stranger"),
+    [
+        ("Unknown SAE", True),
+        ("unknown slave_SAE_ID", True),
+        ("invalid SAE ID", True),
+        ("SAE sae-b is not registered at this KME", True),
+        ("slave SAE ID not found", True),
+        ("the SAE does not exist", True),
+        ("SAE could not be found", True),
+        ("no key for SAE sae-b", False),
+        ("SAE sae-b: key not found", False),
+        ("insufficient keys, unknown SAE demand", False),
+        ("link to the KME of the SAE is not ready", False),
+        ("not found", False),
+        ("", False),
+    ],
+)
+async def test_an_sae_that_the_kme_does_not_know_is_no_empty_stock(mock, status, text, stranger):
+    """KMEs that answer 400 or 404 where the standard has 401: the operator's mistake must not look like patience."""
+    mock.answers(status, {"message": text})
+    error = await fails(mock.client().enc_keys("b"))
+    assert type(error) is (Unauthorized if stranger else Exhausted)
+    assert text in str(error)
+
+
 async def test_our_own_kme_says_why_there_is_no_key(mock):
     mock.answers(503, {"message": "m", "details": [{"qvpn_reason": "exhausted"}]}, {"Retry-After": "7"})
     error = await fails(mock.client().enc_keys("b"))
