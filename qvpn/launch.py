@@ -130,6 +130,8 @@ def _open(site: SiteFiles, sources: dict[str, KeySource], stack: ExitStack) -> t
     routes = [network for peer in config.peer for network in peer.allowed_ips]
     places = [literal(peer.endpoint) for peer in config.peer if peer.endpoint is not None and peer.endpoint.ip]
     mtu = tunnel_mtu_for(config, [bind.max_payload(place) for place in places])
+    privileged.fence(routes)
+    stack.callback(privileged.unfence, routes)
     privileged.configure_tun(tun.name, config.tunnel.addresses, mtu, routes)
     control = privileged.control_socket(state / "control.sock")
     stack.callback(privileged.remove_socket, control, state / "control.sock")

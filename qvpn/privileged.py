@@ -390,6 +390,16 @@ def configure_tun(
     netlink.configure(name, addresses=addresses, mtu=mtu, routes=routes)
 
 
+def fence(routes: Sequence[IPNetwork]) -> None:
+    """What belongs into the tunnel goes nowhere else, also if the daemon is killed.  Raises NetioError."""
+    netlink.fence(routes)
+
+
+def unfence(routes: Sequence[IPNetwork]) -> None:
+    """After an orderly stop.  Raises NetioError."""
+    netlink.unfence(routes)
+
+
 def set_mtu(name: str, mtu: int) -> None:
     """Change the MTU of the inner device.  Raises NetioError."""
     netlink.set_mtu(name, mtu)

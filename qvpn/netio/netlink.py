@@ -24,6 +24,9 @@ T = TypeVar("T")
 QUEUE_PACKETS = 5000
 """``txqueuelen``: packets that may wait for the tunnel; the kernel drops beyond."""
 
+FENCE_METRIC = 0x7FFF_FFFF
+"""Metric of the fence's routes: any other route to the same network is better."""
+
 IPV6_MINIMUM_MTU = 1280
 _IFA_F_NODAD = 0x02
 
@@ -45,6 +48,38 @@ def set_mtu(name: str, mtu: int) -> None:
         _call(f"MTU {mtu} for interface {name}", partial(ipr.link, "set", index=_index(ipr, name), mtu=mtu))
 
     _with_netlink(change)
+
+
+def fence(routes: Sequence[IPNetwork]) -> None:
+    """Make these networks unreachable wherever no better route stands.
+
+    The tunnel's own routes are better.  They go with the interface when the daemon dies; the fence stays, so that
+    nothing of what belongs into the tunnel takes the default route in clear.  Raises :class:`LinkError`.
+    """
+
+    def add(ipr: Any) -> None:
+        for network in routes:
+            _call(f"fence around {network}", partial(ipr.route, "replace", **_fence(network)))
+
+    _with_netlink(add)
+
+
+def unfence(routes: Sequence[IPNetwork]) -> None:
+    """Take the fence away, after an orderly stop.  What is gone already is no error.  Raises :class:`LinkError`."""
+
+    def remove(ipr: Any) -> None:
+        for network in routes:
+            _call(
+                f"fence around {network}",
+                partial(ipr.route, "del", **_fence(network)),
+                tolerate=(errno.ESRCH, errno.ENOENT),
+            )
+
+    _with_netlink(remove)
+
+
+def _fence(network: IPNetwork) -> dict[str, object]:
+    return {"dst": str(network), "type": "unreachable", "priority": FENCE_METRIC, "family": _family(network)}
 
 
 def _configure(

@@ -120,9 +120,6 @@ def test_a_tunnel_comes_up_and_carries_over_a_lossy_net(tunnel, drop_in_the_net)
     assert measure.ping(tunnel.lab, "alice", INNER4["bob"], count=5)["received"] == 5
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the routes go with the TUN device of a killed daemon, and the default route takes over"
-)
 def test_nothing_leaves_in_clear_while_a_killed_daemon_is_not_back(tunnel) -> None:
     tunnel.configure()
     tunnel.up()
@@ -135,3 +132,12 @@ def test_nothing_leaves_in_clear_while_a_killed_daemon_is_not_back(tunnel) -> No
     load.finish()
     seen = capture.finish()
     assert seen["frames_with_plaintext"] == seen["frames_with_inner_address"] == 0
+
+
+def test_the_fence_around_the_peers_networks_goes_with_an_orderly_stop(tunnel) -> None:
+    tunnel.configure()
+    tunnel.up()
+    show = ["ip", "-4", "route", "show", "type", "unreachable"]
+    assert "10.90.0.2" in tunnel.lab["alice"].run(show)
+    tunnel.daemons["alice"].process.stop()
+    assert tunnel.lab["alice"].run(show) == ""
