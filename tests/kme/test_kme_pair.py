@@ -29,6 +29,7 @@ async def fetch_all(source, peer, keys, at_once=8):
     return await asyncio.gather(*(fetch(key) for key in keys))
 
 
+@pytest.mark.timeout(600)  # the full count on a busy machine
 async def test_draws_from_both_sides_at_once_share_no_key(make_lab, counts):
     """10,000 draws in all (a tenth in the quick run): no key_ID twice, bytes equal, a second fetch fails."""
     total = counts(10_000)
@@ -94,6 +95,7 @@ async def test_a_full_store_drops_the_oldest_keys_and_the_pair_stays_in_step(mak
 # kill -9
 
 
+@pytest.mark.timeout(600)  # the full count on a busy machine
 async def test_killed_at_random_during_draws_no_key_goes_out_twice(make_lab, counts):
     """Both sides draw and fetch without pause while one or the other KME is killed (50 times in the long run)."""
     kills = counts(50)
