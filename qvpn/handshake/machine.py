@@ -336,7 +336,7 @@ class PeerHandshake:
         if not self._core.events:
             return None
         event = self._core.events.popleft()
-        if isinstance(event, AttemptFailed):
+        if isinstance(event, AttemptFailed) and event.failure not in (Failure.YIELDED, Failure.STOPPED):
             self._failures += 1
             self._last_failure = f"{event.failure}: {event.detail}"
         return event
