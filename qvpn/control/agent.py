@@ -23,9 +23,8 @@ from qvpn.handshake.parameters import KeyFault, KeyMaterial
 from qvpn.netio.base import Address
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.keys import EpochKeys
-from qvpn.wire.messages import MessageType
+from qvpn.wire.messages import ControlType, MessageType
 
-PROBE, PROBE_REPLY = 0x05, 0x06
 _PROBE_BYTES = 8
 PROBE_LIFE = 3.0
 """Seconds in which a probe must be answered.  The packet path reports one new address a second, so few are open."""
@@ -187,7 +186,7 @@ class PeerAgent:
     def control(self, receive_index: int, payload: bytes, address: Address) -> DropReason | None:
         """A verified control record."""
         kind = payload[0] if payload else -1
-        if kind in (PROBE, PROBE_REPLY):
+        if kind in (ControlType.PROBE, ControlType.PROBE_REPLY):
             return self._probe(kind, receive_index, payload[1:], address)
         self._tell_claim()
         dropped = self.machine.control(receive_index, payload, self._clock())
@@ -213,15 +212,15 @@ class PeerAgent:
         self._probes = {place: probe for place, probe in self._probes.items() if now < probe[2]}
         self._probes[address] = (challenge, receive_index, now + PROBE_LIFE)
         self._plane.send_control(
-            self.peer.name, bytes([PROBE]) + challenge, receive_index=receive_index, address=address
+            self.peer.name, bytes([ControlType.PROBE]) + challenge, receive_index=receive_index, address=address
         )
 
     def _probe(self, kind: int, receive_index: int, body: bytes, address: Address) -> DropReason | None:
         if len(body) != _PROBE_BYTES:
             return DropReason.CONTROL_MALFORMED
-        if kind == PROBE:
+        if kind == ControlType.PROBE:
             self._plane.send_control(
-                self.peer.name, bytes([PROBE_REPLY]) + body, receive_index=receive_index, address=address
+                self.peer.name, bytes([ControlType.PROBE_REPLY]) + body, receive_index=receive_index, address=address
             )
             return None
         challenge, epoch, ends = self._probes.get(address, (b"", -1, 0.0))

@@ -140,6 +140,10 @@ class Core:
         else:
             self.emit(SendInner(carrier.receive_index, message.payloads(handshake_index)))
 
+    def tell(self, info: EpochInfo, payload: bytes) -> None:
+        """A control message of one record inside this epoch."""
+        self.emit(SendInner(info.receive_index, (payload,)))
+
     # degraded time
 
     def degraded_allowed(self, now: float) -> bool:

@@ -7,58 +7,34 @@ order, and then calls :meth:`PeerHandshake.handle_timer` no earlier than :meth:`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from qvpn.errors import BadPacket
 from qvpn.handshake import timers
 from qvpn.handshake.carrier import Carrier, Cold, Inner
 from qvpn.handshake.chain import Chain
 from qvpn.handshake.core import Core, EpochInfo
-from qvpn.handshake.events import AttemptFailed, Event, Failure, Role, SendInner
+from qvpn.handshake.events import AttemptFailed, Event, Failure, Role
 from qvpn.handshake.initiator import Attempt
 from qvpn.handshake.keyring import wipe
+from qvpn.handshake.liveness import Liveness
 from qvpn.handshake.parameters import Initiate, KeyFault, KeyMaterial, PeerParameters, Randomness
 from qvpn.handshake.port import Port, source_prefix
 from qvpn.handshake.responder import Entry
+from qvpn.handshake.snapshot import Snapshot as Snapshot
 from qvpn.handshake.state import InitiatorEvent, InitiatorState, ResponderState
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.keys import EpochState
-from qvpn.wire.datagram import CONTROL_HANDSHAKE, DEFAULT_LIMIT, decode_inner_untrusted
+from qvpn.wire.datagram import DEFAULT_LIMIT, decode_inner_untrusted
 from qvpn.wire.fragments import Reassembler
-from qvpn.wire.messages import KeyName, MessageType
+from qvpn.wire.messages import ControlType, MessageType
 
-EPOCH_OK, EPOCH_ACK, KEEPALIVE, CLOSE = 0x02, 0x03, 0x04, 0x07
 MAX_INNER_ENTRIES = 4
 MAX_INNER_PARTS = 4
 MIN_LIMIT = 576
 """Bytes of UDP payload that every path is taken to carry; suite 03 needs 12 datagrams of it."""
 POSTPONE = 1.0
 _ENDING = (ResponderState.FETCH, ResponderState.CONFIRM, ResponderState.CONFIRM_NONE)
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """How one peer's handshake stands, for status and metrics.  Times in seconds of the daemon's clock."""
-
-    state: EpochState
-    epoch: int | None
-    epoch_installed: float | None
-    hard_end: float | None
-    role: Role | None
-    key: KeyName | None
-    """The source's key in the epoch that is sent on, if any."""
-    simulated: bool
-    attempt: str
-    """State of our own attempt (IDLE where there is none)."""
-    answering: tuple[str, ...]
-    """States of the handshakes that we answer."""
-    epochs: int
-    """Handshakes that ended in a confirmed epoch."""
-    failures: int
-    last_failure: str
-    keys_used: int
-    next_rekey: float | None
-    preferred: bool
 
 
 _REPLACEABLE = (ResponderState.HALF_OPEN, ResponderState.RETRY, ResponderState.REFUSED)
@@ -82,10 +58,8 @@ class PeerHandshake:
         self._start_at: float | None = None
         self._start_cold = False
         self._backoff = timers.BACKOFF_FIRST
-        self._heard = now
-        self._said = now
+        self._liveness = Liveness(self._core, now)
         self._late: dict[int, float] = {}
-        self._epoch_ok: tuple[int, float, float] | None = None
         self._epochs = self._failures = 0
         self._last_failure = ""
 
@@ -150,7 +124,7 @@ class PeerHandshake:
             return
         self._stopped = True
         if self._core.sending is not None:
-            self._inner(self._core.sending, bytes([CLOSE, 0]))
+            self._core.tell(self._core.sending, bytes([ControlType.CLOSE, 0]))
         if self._attempt is not None:
             self._attempt.end(InitiatorEvent.STOP, Failure.STOPPED, "stopped", now)
             self._attempt = None
@@ -198,13 +172,13 @@ class PeerHandshake:
         info = self._core.epochs.get(receive_index)
         if self._stopped or info is None or not payload:
             return DropReason.CONTROL_MALFORMED
-        if payload[0] == CONTROL_HANDSHAKE:
+        if payload[0] == ControlType.HANDSHAKE:
             return self._on_fragment(info, payload, now)
-        if payload[0] == EPOCH_OK and len(payload) == 1:
-            self._inner(info, bytes([EPOCH_ACK]))
-        elif payload[0] == CLOSE and len(payload) == 2:
+        if payload[0] == ControlType.EPOCH_OK and len(payload) == 1:
+            self._core.tell(info, bytes([ControlType.EPOCH_ACK]))
+        elif payload[0] == ControlType.CLOSE and len(payload) == 2:
             self.closed_by_peer(now, info)
-        elif payload[0] not in (EPOCH_ACK, KEEPALIVE) or len(payload) != 1:
+        elif payload[0] not in (ControlType.EPOCH_ACK, ControlType.KEEPALIVE) or len(payload) != 1:
             return DropReason.CONTROL_MALFORMED
         return None
 
@@ -234,7 +208,6 @@ class PeerHandshake:
         info = self._core.epochs.get(receive_index)
         if info is None or info.confirmed:
             return
-        self._heard = max(self._heard, now)
         for entry in tuple(self._entries):
             if entry.epoch is info:
                 entry.confirmed(now)
@@ -243,19 +216,18 @@ class PeerHandshake:
         self._epochs += 1
         if info.role is Role.RESPONDER and self._attempt and self._attempt.state is InitiatorState.WAIT_M2:
             self._end_attempt(InitiatorEvent.YIELD, Failure.YIELDED, "the peer's handshake was first", now)
-        if self._epoch_ok is not None and self._epoch_ok[0] == receive_index:
-            self._epoch_ok = None
+        self._liveness.confirmed(info, now)
         if not info.held:
             self._backoff = timers.BACKOFF_FIRST
             self._schedule_rekey(info)
 
     def heard(self, when: float) -> None:
         """When the newest record of the peer verified, under the epoch that we send on."""
-        self._heard = max(self._heard, when)
+        self._liveness.heard(when)
 
     def said(self, when: float) -> None:
         """When the newest record to the peer left; without it a keepalive goes out although data did."""
-        self._said = max(self._said, when)
+        self._liveness.said(when)
 
     def limit(self, receive_index: int, now: float | None = None) -> None:
         """The epoch has used up its AEAD calls: a rekey is due now."""
@@ -282,7 +254,7 @@ class PeerHandshake:
             self._core.erase(info)
         self._end_attempt(InitiatorEvent.STOP, Failure.STOPPED, why, now)
         self._discard_entries()
-        self._epoch_ok = None
+        self._liveness.forget()
 
     # time
 
@@ -303,10 +275,8 @@ class PeerHandshake:
             if request is not None and self._attempt.request != request:
                 self._late[request] = now
             self._after_attempt(now)
-        self._check_unconfirmed(now)
-        self._check_dead(now)
-        self._repeat_epoch_ok(now)
-        self._keep_alive(now)
+        if self._liveness.due(now):
+            self._go_cold(now)
         self._run_due(now)
 
     def next_timer(self) -> float | None:
@@ -319,14 +289,7 @@ class PeerHandshake:
             times.append(self._attempt.next_timer())
         elif self._start_at is not None and self._may_start():
             times.append(self._start_at)
-        if self._epoch_ok is not None:
-            times.append(self._epoch_ok[1])
-        sending = self._core.sending
-        if sending is not None:
-            times.append(self._said + self.parameters.keepalive_after)
-            times.append(self._dead_at(sending))
-            if not sending.confirmed:
-                times.append(sending.installed + timers.no_reply(self.parameters.rekey))
+        times += self._liveness.next_timers()
         return min(times, default=None)
 
     # what to do, and how it stands
@@ -526,9 +489,7 @@ class PeerHandshake:
             for entry in self._entries:
                 entry.lose()
         self._core.sending = info
-        self._said = now
-        self._inner(info, bytes([EPOCH_OK]))
-        self._epoch_ok = (info.receive_index, now + timers.EPOCH_OK_FIRST, timers.EPOCH_OK_FIRST)
+        self._liveness.accepted(info, now)
 
     def _end_attempt(self, event: InitiatorEvent, failure: Failure, why: str, now: float) -> None:
         attempt = self._attempt
@@ -549,25 +510,6 @@ class PeerHandshake:
                 return
         self._core.erase(info)
 
-    def _check_unconfirmed(self, now: float) -> None:
-        """An epoch that we accepted and that carries nothing back: do not send into nothing."""
-        info = self._core.sending
-        if info is None or info.confirmed or now < info.installed + timers.no_reply(self.parameters.rekey):
-            return
-        self._core.hold(info)
-        self._schedule(now, cold=True)
-
-    def _dead_at(self, sending: EpochInfo) -> float:
-        return max(self._heard, sending.installed) + timers.dead_peer(self.parameters.rekey)
-
-    def _check_dead(self, now: float) -> None:
-        """Nothing under the epoch that we send on: a cold handshake beside it heals whatever it is."""
-        sending = self._core.sending
-        if sending is None or now < self._dead_at(sending):
-            return
-        self._heard = now
-        self._go_cold(now)
-
     def _go_cold(self, now: float) -> None:
         """A cold attempt now, in the place of an inner one that runs."""
         if self._attempt is None:
@@ -576,27 +518,6 @@ class PeerHandshake:
             if self._attempt.request is not None:
                 self._late[self._attempt.request] = now
             self._attempt.go_cold(now)
-
-    def _repeat_epoch_ok(self, now: float) -> None:
-        if self._epoch_ok is None or now < self._epoch_ok[1]:
-            return
-        index, _, delay = self._epoch_ok
-        info = self._core.epochs.get(index)
-        if info is None or now >= info.installed + timers.ANSWER_LIFE:
-            self._epoch_ok = None
-            return
-        delay = min(2 * delay, timers.EPOCH_OK_CAP)
-        self._epoch_ok = (index, now + delay, delay)
-        self._inner(info, bytes([EPOCH_OK]))
-
-    def _keep_alive(self, now: float) -> None:
-        sending = self._core.sending
-        if sending is not None and now >= self._said + self.parameters.keepalive_after:
-            self._said = now
-            self._inner(sending, bytes([KEEPALIVE]))
-
-    def _inner(self, info: EpochInfo, payload: bytes) -> None:
-        self._core.emit(SendInner(info.receive_index, (payload,)))
 
 
 def _same_way(entry: Entry, carrier: Carrier) -> bool:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from qvpn.crypto import kdf, labels
 from qvpn.errors import BadPacket
-from qvpn.wire.messages import NO_INDEX, MessageType
+from qvpn.wire.messages import NO_INDEX, ControlType, MessageType
 
 VERSION = 1
 HEADER = struct.Struct(">BBBB4s4s4s")
@@ -26,7 +26,6 @@ DEFAULT_LIMIT = 1200
 INNER_FRAGMENT = 1100
 
 _INNER = struct.Struct(">BBBB4s4s")
-CONTROL_HANDSHAKE = 0x01
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +127,12 @@ class Outgoing:
         pieces = split(self.body, INNER_FRAGMENT)
         return tuple(
             _INNER.pack(
-                CONTROL_HANDSHAKE, self.type, self.suite, index << 4 | len(pieces), self.message_id, handshake_index
+                ControlType.HANDSHAKE,
+                self.type,
+                self.suite,
+                index << 4 | len(pieces),
+                self.message_id,
+                handshake_index,
             )
             + piece
             for index, piece in enumerate(pieces)

@@ -32,6 +32,18 @@ class MessageType(enum.IntEnum):
     M3R = 6
 
 
+class ControlType(enum.IntEnum):
+    """First byte of a control record's plaintext (chapter 11)."""
+
+    HANDSHAKE = 0x01
+    EPOCH_OK = 0x02
+    EPOCH_ACK = 0x03
+    KEEPALIVE = 0x04
+    PROBE = 0x05
+    PROBE_REPLY = 0x06
+    CLOSE = 0x07
+
+
 class Mode(enum.IntEnum):
     """Policy modes on the wire."""
 
