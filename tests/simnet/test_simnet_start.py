@@ -28,12 +28,14 @@ def test_both_start_in_the_same_moment(block: int) -> None:
         world.run(1.0)
         assert world.up(), f"seed {seed}: they parted again"
         assert sum(world.keys.drawn.values()) <= 2, f"seed {seed}: {world.keys.drawn}"
-        first = len(world.a.log.confirmed)
+        first, settled = len(world.a.log.confirmed), world.now
         world.traffic(0.5)
         assert world.run(30, lambda: len(world.a.log.confirmed) > first and len(world.b.log.confirmed) > first)  # noqa: B023
         world.quiet()
         assert world.lost() == world.network.data_lost, f"seed {seed}"
-        assert world.a.log.chain_broken == world.b.log.chain_broken == [], f"seed {seed}"
+        # an M1 from before the first epoch may arrive after it, and can offer no chain
+        broken = [when for site in (world.a, world.b) for when in site.log.chain_broken]
+        assert all(when < settled for when in broken), f"seed {seed}"
 
 
 @pytest.mark.parametrize("seed", range(20))
