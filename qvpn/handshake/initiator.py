@@ -51,6 +51,7 @@ class Attempt:
         self.request: int | None = None
         self.request_deadline = 0.0
         self._retries: list[float] = []
+        self._answered_retry = False  # a RETRY made us send M1 since the last retransmission
         self._begin(now)
 
     @property
@@ -88,12 +89,14 @@ class Attempt:
             self.on_key(self.request, KeyFault.BROKEN, now)
         elif self.state in (InitiatorState.WAIT_M2, InitiatorState.WAIT_M4) and now >= self._resend_at:
             self._step(InitiatorEvent.RESEND)
+            self._answered_retry = False
             self._send(now, again=True)
 
     # M1
 
     def _begin(self, now: float) -> None:
         core = self.core
+        self._answered_retry = False
         self.identity = core.identity if self.inner is None else self.inner.identity
         self.suite = core.suite(core.parameters.suites[0])
         self.index = core.port.allocate(core.parameters.name, ATTEMPT)
@@ -118,7 +121,9 @@ class Attempt:
     def on_retry(self, message: bytes, now: float) -> None:
         """A cookie: send the same M1 again with it, at most a few times a second.
 
-        Where there is no PSK an observer can forge RETRY and be first, so each one counts for a while.
+        Where there is no PSK an observer can forge RETRY and be first: each one counts for a while, and only the
+        first after a retransmission is answered at once.  Else a forger who is nearer than R would use the count up
+        by answering each of our answers before R's own RETRY comes; so that one is kept and has its turn.
         """
         if self.state is not InitiatorState.WAIT_M2 or self.inner is not None:
             self.core.drop(DropReason.HANDSHAKE_STATE, "RETRY")
@@ -140,7 +145,9 @@ class Attempt:
         self._retries.append(now)
         self.core.cookies.add(cookie, now)
         self._step(InitiatorEvent.RETRY)
-        self._send(now)
+        if not self._answered_retry:
+            self._answered_retry = True
+            self._send(now)
 
     # M2
 
