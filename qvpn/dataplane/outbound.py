@@ -7,6 +7,7 @@ counted, and leaves in no other way.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from qvpn.dataplane.chunks import ChunkSealer, blocks
@@ -52,8 +53,17 @@ class _Load:
 class Outbound:
     """Seals packets from the TUN and gives the records to the network."""
 
-    def __init__(self, table: PeerTable, tun: Tun, bind: Bind, hooks: PlaneHooks) -> None:
+    def __init__(
+        self,
+        table: PeerTable,
+        tun: Tun,
+        bind: Bind,
+        hooks: PlaneHooks,
+        detour: Callable[[memoryview], bool] | None = None,
+    ) -> None:
+        """``detour`` may take what cannot be sealed here: packets back to back, each with its virtio header."""
         self._table = table
+        self._detour = detour
         self._tun = tun
         self._bind = bind
         self._hooks = hooks
@@ -115,8 +125,8 @@ class Outbound:
         peer, plaintexts = load.peer, load.plaintexts
         epoch = self._table.sending(peer, now)
         if epoch is None or peer.endpoint is None:
-            reason = DropReason.NO_KEY if epoch is None else DropReason.NO_ENDPOINT
-            peer.drops.count(reason, sum(plaintext.packets for plaintext in plaintexts))
+            for plaintext in plaintexts:
+                self._unsealable(peer, epoch, plaintext.start, plaintext.end, plaintext.packets)
             return
         fitting = [plaintext for plaintext in plaintexts if plaintext.end - plaintext.start <= peer.max_plaintext]
         if len(fitting) < len(plaintexts):
@@ -152,7 +162,7 @@ class Outbound:
             return
         epoch = self._table.sending(peer, now)
         if epoch is None or peer.endpoint is None:
-            peer.drops.count(DropReason.NO_KEY if epoch is None else DropReason.NO_ENDPOINT, packet.chunks)
+            self._unsealable(peer, epoch, 0, length, packet.chunks)
             return
         fitting = self._fit(peer, packet)
         if fitting is None:
@@ -163,6 +173,11 @@ class Outbound:
         else:
             self._send_blocks(peer, epoch, fitting, now)
         self._check_limit(peer, epoch)
+
+    def _unsealable(self, peer: Peer, epoch: Epoch | None, start: int, end: int, packets: int) -> None:
+        """No key or no address: another way, or none."""
+        if self._detour is None or not self._detour(self._arena[start:end]):
+            peer.drops.count(DropReason.NO_KEY if epoch is None else DropReason.NO_ENDPOINT, packets)
 
     def _fit(self, peer: Peer, packet: Superpacket) -> Superpacket | None:
         """The superpacket as the path can carry it: TCP may be cut smaller, UDP's datagrams may not."""

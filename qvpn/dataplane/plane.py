@@ -39,16 +39,27 @@ class Plane:
     """One TUN, one bind, any number of peers.  All methods belong to the event loop's thread."""
 
     def __init__(
-        self, tun: Tun, bind: Bind, clock: Callable[[], float], hooks: PlaneHooks, *, limits: Limits = LIMITS
+        self,
+        tun: Tun,
+        bind: Bind,
+        clock: Callable[[], float],
+        hooks: PlaneHooks,
+        *,
+        limits: Limits = LIMITS,
+        detour: Callable[[memoryview], bool] | None = None,
     ) -> None:
-        """``clock`` gives seconds of the daemon's clock (CLOCK_BOOTTIME), the one of ``EpochKeys.hard_end``."""
+        """``clock`` gives seconds of the daemon's clock (CLOCK_BOOTTIME), the one of ``EpochKeys.hard_end``.
+
+        ``detour`` may take packets that cannot be sealed here now (:class:`~qvpn.dataplane.outbound.Outbound`).
+        """
         self._tun = tun
         self._bind = bind
         self._clock = clock
         self._hooks = hooks
         self._table = PeerTable(limits)
         self._inbound = Inbound(self._table, tun, hooks)
-        self._outbound = Outbound(self._table, tun, bind, hooks)
+        self._outbound = Outbound(self._table, tun, bind, hooks, detour)
+        self._inlets: dict[int, Tun] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._watched: set[int] = set()
@@ -167,6 +178,8 @@ class Plane:
         if self._timer is not None:
             self._timer.cancel()
         self._watch()
+        for inlet in tuple(self._inlets.values()):
+            self.remove_inlet(inlet)
         for peer in self._table:
             self._table.erase_all(peer)
 
@@ -181,6 +194,19 @@ class Plane:
             if peer.endpoint is not None:
                 self._bind.connect(peer.endpoint)  # a socket whose route went away may find one again
             peer.measure_path(self._bind)
+
+    def add_inlet(self, inlet: Tun) -> None:
+        """Take packets from there too, as if they came from the TUN.  After :meth:`start`."""
+        if self._loop is None or self._closed:
+            return
+        outbound = Outbound(self._table, inlet, self._bind, self._hooks)
+        self._inlets[inlet.fileno()] = inlet
+        self._loop.add_reader(inlet.fileno(), lambda: outbound.pump(self._clock()))
+
+    def remove_inlet(self, inlet: Tun) -> None:
+        """Undo :meth:`add_inlet`, before the inlet is closed."""
+        if self._inlets.pop(inlet.fileno(), None) is not None and self._loop is not None:
+            self._loop.remove_reader(inlet.fileno())
 
     def _on_tun(self) -> None:
         self._outbound.pump(self._clock())

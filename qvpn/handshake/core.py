@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from qvpn.crypto.suites import SUITES, Suite
@@ -33,7 +33,16 @@ from qvpn.tunnel.keys import EpochKeys, EpochState
 from qvpn.wire.datagram import Outgoing, gate_key
 from qvpn.wire.messages import TLV_CLAIM, TLV_LANES, KeyName, Mode, Outcome, Policy, WireOrigin
 
+MAX_LANES = 16
+"""A lane is four bits of the receive index."""
+
 STATES = {Outcome.OK: EpochState.QKD, Outcome.CHAINED: EpochState.CHAINED, Outcome.ABSENT: EpochState.PQC}
+
+
+def lanes_said(tlvs: Mapping[int, bytes]) -> int:
+    """How many lanes the sender of these TLVs can receive on (PROTOCOL.md, chapter 4)."""
+    value = tlvs.get(TLV_LANES, b"")
+    return min(max(value[0], 1), MAX_LANES) if value else 1
 
 
 @dataclass(slots=True)
@@ -53,6 +62,8 @@ class EpochInfo:
     name: KeyName | None = None
     confirmed: bool = False
     held: bool = False
+    lanes: int = 1
+    """How many the peer says that it can receive on."""
     identity: int = 0
     """Which of the peer's public identities it was agreed with."""
     chain_expected: bool = False
@@ -175,6 +186,7 @@ class Core:
             initiator=initiator,
             send_key=lambda lane: final.record_key(initiator, lane),
             receive_key=lambda lane: final.record_key(not initiator, lane),
+            lanes=min(self.parameters.lanes, info.lanes),
         )
         self.emit(Install(keys))
 

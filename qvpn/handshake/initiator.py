@@ -11,7 +11,7 @@ from qvpn.crypto.sign import sign, verifies
 from qvpn.errors import BadPacket
 from qvpn.handshake import policy, schedule, timers
 from qvpn.handshake.chain import Link, Offer, next_link
-from qvpn.handshake.core import STATES, Core, EpochInfo
+from qvpn.handshake.core import STATES, Core, EpochInfo, lanes_said
 from qvpn.handshake.events import AttemptFailed, ChainBroken, Failure, NeedKey, Role, SendCold, SendInner
 from qvpn.handshake.parameters import KeyFault, KeyMaterial
 from qvpn.handshake.port import ATTEMPT
@@ -200,6 +200,7 @@ class Attempt:
         self.peer_index = m2.index
         self.peer_policy: Policy = p2.body.policy
         self.peer_claim = p2.body.tlvs.get(TLV_CLAIM)
+        self.peer_lanes = lanes_said(p2.body.tlvs)
         self._selected: Link | None = selected
         self._epoch, self._kex, self._th2, self._e2 = epoch, kex, th2, m2.sealed
 
@@ -386,6 +387,7 @@ class Attempt:
             self._name,
         )
         info.identity = self.identity
+        info.lanes = self.peer_lanes
         self.key = None
         self._step(InitiatorEvent.M4_ACCEPT)
         core.port.becomes_epoch(self.index)

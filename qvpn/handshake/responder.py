@@ -13,7 +13,7 @@ from qvpn.errors import BadPacket
 from qvpn.handshake import policy, schedule, timers
 from qvpn.handshake.carrier import Carrier, Cold
 from qvpn.handshake.chain import Link, next_link
-from qvpn.handshake.core import STATES, Core, EpochInfo
+from qvpn.handshake.core import STATES, Core, EpochInfo, lanes_said
 from qvpn.handshake.events import NeedKey, Role
 from qvpn.handshake.parameters import KeyFault, KeyMaterial
 from qvpn.handshake.port import ENTRY, source_prefix
@@ -88,6 +88,7 @@ class Entry:
         self._answers: dict[Hashable, _Answers] = {}
         self._m3 = self._e4 = self._th4 = b""
         self._policy: Policy | None = None
+        self._lanes = 1
         self._key: KeyMaterial | None = None
         self._read_m1(message, carrier)
         self._step(ResponderEvent.M1, now)
@@ -167,6 +168,7 @@ class Entry:
         self._leave()  # the peer has proved itself: no longer one of the half-open
         self.attempt, self._m3, self.carrier = attempt, message, carrier
         self._policy = p3.body.policy
+        self._lanes = lanes_said(p3.body.tlvs)
         self._th4 = schedule.th4(th3, message)
         if self.epoch is not None:
             self.core.alarm("key_mismatch", "the peer could not confirm a key: two key sources gave different bytes")
@@ -299,6 +301,7 @@ class Entry:
         )
         self.epoch.chain_expected = self._chain_expected
         self.epoch.identity = self.identity
+        self.epoch.lanes = self._lanes
         core.install(self.epoch, self.suite, self.peer_index, final, now)
         if self.loses:
             self.lose()

@@ -24,7 +24,9 @@ _TUNSETOFFLOAD = 0x400454D0
 _TUNGETIFF = 0x800454D2
 _TUNSETVNETLE = 0x400454DC
 _SIOCGIFMTU = 0x8921
-_IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
+_TUNSETQUEUE = 0x400454D9
+_IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0001, 0x1000, 0x4000, 0x0100
+_IFF_ATTACH_QUEUE, _IFF_DETACH_QUEUE = 0x0200, 0x0400
 
 _F_CSUM, _F_TSO4, _F_TSO6, _F_TSO_ECN, _F_USO4, _F_USO6 = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
 _TCP_OFFLOADS = _F_CSUM | _F_TSO4 | _F_TSO6 | _F_TSO_ECN
@@ -59,8 +61,13 @@ class TunDevice:
             raise TunError(f"the TUN device cannot be set up: {reason(error)}") from None
 
     @classmethod
-    def open(cls, name: str, *, opener: Opener = os.open, offloads: Sequence[int] = OFFLOADS) -> TunDevice:
-        """Make (or attach to) the interface ``name``, which may end in ``%d``.  Raises :class:`TunError`."""
+    def open(
+        cls, name: str, *, opener: Opener = os.open, offloads: Sequence[int] = OFFLOADS, queues: bool = False
+    ) -> TunDevice:
+        """Make (or attach to) the interface ``name``, which may end in ``%d``.  Raises :class:`TunError`.
+
+        ``queues``: the interface may have several; each further call with its name opens one more.
+        """
         if not 0 < len(name.encode()) <= NAME_BYTES:
             raise TunError(f"interface name {name!r} must have 1 to {NAME_BYTES} bytes")
         try:
@@ -68,8 +75,8 @@ class TunDevice:
         except OSError as error:
             raise TunError(f"{TUN_PATH} cannot be opened: {reason(error)}") from None
         try:
-            request = _IFREQ.pack(name.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR)
-            fcntl.ioctl(descriptor, _TUNSETIFF, request)
+            flags = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR | (_IFF_MULTI_QUEUE if queues else 0)
+            fcntl.ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
             return cls(descriptor, offloads=offloads)
         except OSError as error:
             os.close(descriptor)
@@ -127,6 +134,20 @@ class TunDevice:
 
     def fileno(self) -> int:
         return -1 if self.gone else self._descriptor
+
+    def attach(self) -> None:
+        """Let the kernel give packets to this queue again.  Raises :class:`TunError`."""
+        self._set_queue(_IFF_ATTACH_QUEUE)
+
+    def detach(self) -> None:
+        """The kernel spreads packets over the other queues; writing goes on.  Raises :class:`TunError`."""
+        self._set_queue(_IFF_DETACH_QUEUE)
+
+    def _set_queue(self, flag: int) -> None:
+        try:
+            fcntl.ioctl(self._descriptor, _TUNSETQUEUE, _IFREQ.pack(b"", flag))
+        except OSError as error:
+            raise TunError(f"a queue of interface {self._name} cannot be switched: {reason(error)}") from None
 
     def on_readable(self, callback: Callable[[], None] | None) -> None:
         """The event loop watches :meth:`fileno` instead."""

@@ -86,8 +86,13 @@ class _UdpSocket:
 class UdpBind:
     """UDP at one port, IPv4 and IPv6 where the listen address allows both (``::``)."""
 
-    def __init__(self, listen: Address, *, factory: SocketFactory = open_socket) -> None:
+    def __init__(
+        self, listen: Address, *, factory: SocketFactory = open_socket, listener: socket.socket | None = None
+    ) -> None:
         """Listen.  Port 0 takes any free one.  ``::`` falls back to ``0.0.0.0`` on a host without IPv6.
+
+        ``listener``: a socket that listens there already and is taken over; then :meth:`connect` does nothing, for
+        a socket on the same port, with buffers as large, may need rights that whoever takes over has not.
 
         Raises :class:`BindError`.
         """
@@ -99,7 +104,8 @@ class UdpBind:
         self._on_filenos: Callable[[], None] | None = None
         self._turn = 0
         self._connected: dict[Address, _UdpSocket] = {}
-        self._listener = self._listen(listen)
+        self._connects = listener is None
+        self._listener = self._listen(listen) if listener is None else _UdpSocket(listener, listener.family, None)
         port = self._listener.socket.getsockname()[1]
         ip = listen.ip if self._listener.family == _family(listen) else ipaddress.IPv4Address(0)
         self._local = Address(ip, port, listen.scope)
@@ -217,7 +223,7 @@ class UdpBind:
     # connected sockets
 
     def connect(self, address: Address) -> None:
-        if address in self._connected or self._closed:
+        if address in self._connected or self._closed or not self._connects:
             return
         try:
             self._connected[address] = self._connect(address)
@@ -278,6 +284,15 @@ class UdpBind:
             self._count(error)
             return FALLBACK_PAYLOAD
         return min(mtu - _HEADERS[address.ip.version], MAX_SEND)
+
+    def release(self) -> socket.socket:
+        """Give the listening socket away, open, and close all else."""
+        self._closed = True
+        self._changed()
+        for sock in self._connected.values():
+            sock.socket.close()
+        self._connected.clear()
+        return self._listener.socket
 
     def filenos(self) -> list[int]:
         if self._closed:

@@ -42,3 +42,5 @@ class EpochKeys:
     """True where this side was the initiator: it sends on the epoch at once, the responder after the first record."""
     send_key: Callable[[int], bytes] = field(repr=False)
     receive_key: Callable[[int], bytes] = field(repr=False)
+    lanes: int = 1
+    """How many lanes both sides have: 0 to ``lanes - 1``."""

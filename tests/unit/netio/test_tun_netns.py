@@ -139,3 +139,43 @@ best = TunDevice.open("qt1", offloads=OFFLOADS)
 print(best.offloads in OFFLOADS)
 print(sentence(TunError, lambda: TunDevice.open("qt2", offloads=(0x02,))))
 """).splitlines() == ["1", "True", "the kernel accepts none of the TUN offload settings that this program knows"]
+
+
+def test_a_detached_queue_gets_no_packets_and_still_takes_them() -> None:
+    facts = run("""
+import socket
+first = TunDevice.open("qt0", queues=True)
+second = TunDevice.open("qt0", queues=True)
+configure(first)
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+arena = memoryview(bytearray(1 << 18))
+def spread():
+    for port in range(1000, 1064):
+        sender.sendto(b"x", ("10.90.0.2", port))
+    counts = [len(queue.read_batch(arena, 256)) for queue in (first, second)]
+    return [min(count, 1) for count in counts], sum(counts) >= 64
+print(*spread())
+second.detach()
+print(*spread())
+listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+listener.bind(("10.90.0.1", 0))
+def checksum(data):
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total >> 16) + (total & 0xFFFF)
+    return ~(total + (total >> 16)) & 0xFFFF
+udp = struct.pack("!4H", 9, listener.getsockname()[1], 10, 0) + b"hi"
+head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 30, 0, 0, 64, 17, 0, bytes([10, 90, 0, 2]), bytes([10, 90, 0, 1]))
+head = head[:10] + struct.pack("!H", checksum(head)) + head[12:]
+print(second.write_batch([memoryview(bytes(10) + head + udp)]), listener.recv(99))
+second.attach()
+print(*spread())
+print(sentence(TunError, second.attach))
+sender.close(), listener.close()
+""").splitlines()
+    assert facts == [
+        "[1, 1] True",
+        "[1, 0] True",
+        "1 b'hi'",
+        "[1, 1] True",
+        "a queue of interface qt0 cannot be switched: invalid argument",
+    ]

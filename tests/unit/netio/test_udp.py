@@ -225,3 +225,21 @@ def test_close_twice_and_send_after_close(left: UdpBind, right: UdpBind) -> None
     left.close()
     assert left.filenos() == []
     assert left.send_batch([memoryview(b"x")], target) == 0
+
+
+def test_a_listener_given_away_is_used_by_another_without_connecting(right: UdpBind) -> None:
+    opened = UdpBind(at("127.0.0.1"))
+    listener = opened.release()
+    taken = UdpBind(opened.local, listener=listener)
+    try:
+        assert opened.filenos() == []
+        opened.close()  # what was given away stays open
+        taken.connect(to(right))
+        assert taken.filenos() == [listener.fileno()]
+        assert taken.send_segments(memoryview(b"abcdef"), 2, to(right)) == 3
+        assert receive(right, 3) == [(text, taken.local) for text in (b"ab", b"cd", b"ef")]
+        right.send_batch([memoryview(b"back")], taken.local)
+        assert receive(taken, 1) == [(b"back", to(right))]
+        assert taken.max_payload(to(right)) > 1400
+    finally:
+        taken.close()
