@@ -12,7 +12,7 @@ from qvpn.dataplane.peers import Peer, PeerTable
 from qvpn.dataplane.runs import Run, RunJoiner, split_runs
 from qvpn.netio import offload
 from qvpn.netio.base import VNET_HEADER, Address, Received, Tun
-from qvpn.tunnel import ip
+from qvpn.tunnel import ecn, ip
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.epoch import Epoch
 from qvpn.tunnel.records import CONTROL_BIT, Refused, split_header
@@ -35,12 +35,15 @@ class Inbound:
         self._position = 0
         self._packets: list[memoryview] = []
         self._receiver: Peer | None = None
+        self._mark = 0
+        """ECN bits of this receive's outer headers, where they change inner ones."""
 
     def process(self, received: Received, now: float) -> None:
         """Handle every datagram of one receive.  A superpacket may stay pending until :meth:`flush`."""
         if not received.segment:
             self._table.drops.count(DropReason.TRUNCATED)
             return
+        self._mark = ecn.changes(received.ecn)
         for start, count in split_runs(received.buffer, received.length, received.segment):
             end = min(start + count * received.segment, received.length)
             records = received.buffer[start:end]
@@ -127,9 +130,9 @@ class Inbound:
         plaintext = out[:length]
         if length > VNET_HEADER and plaintext[1] != offload.GSO_NONE:
             count = -(-len(records) // segment)
-            if count > 1 and self._join(Run(peer, epoch, counter, records, segment, count, plaintext)):
+            if count > 1 and self._join(Run(peer, epoch, counter, records, segment, count, plaintext, self._mark)):
                 return count, count
-            if self._join(Run(peer, epoch, counter, first, segment, 1, plaintext)):
+            if self._join(Run(peer, epoch, counter, first, segment, 1, plaintext, self._mark)):
                 return 1, 1
         epoch.opener.data.mark(counter)
         self._unpack(peer, plaintext)
@@ -186,7 +189,9 @@ class Inbound:
             position = inner + length
 
     def _pass_on(self, peer: Peer, packet: memoryview) -> None:
-        if self._table.allowed.lookup(ip.source(packet, VNET_HEADER)) is peer:
+        if self._mark and not ecn.apply(packet, VNET_HEADER, self._mark):
+            peer.drops.count(DropReason.ECN_NOT_CAPABLE)
+        elif self._table.allowed.lookup(ip.source(packet, VNET_HEADER)) is peer:
             self._packets.append(packet)
         else:
             peer.drops.count(DropReason.WRONG_SOURCE)

@@ -16,7 +16,7 @@ from qvpn.dataplane.peers import Peer, PeerTable
 from qvpn.netio import offload
 from qvpn.netio.base import MAX_READ, VNET_HEADER, Bind, Tun
 from qvpn.netio.offload import Superpacket
-from qvpn.tunnel import ip
+from qvpn.tunnel import ecn, ip
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.epoch import Epoch
 from qvpn.tunnel.records import OVERHEAD, Refused
@@ -39,6 +39,8 @@ class _Plaintext:
 
     start: int
     end: int
+    ecn: int
+    """ECN bits of each of them, and of the record's outer header."""
     packets: int = 1
 
 
@@ -115,11 +117,12 @@ class Outbound:
         if load is None:
             load = loads[peer] = _Load(peer)
         last = load.plaintexts[-1] if load.plaintexts else None
-        if last is not None and last.end == start and end - last.start <= peer.max_plaintext:
+        bits = ecn.field(arena, inner)
+        if last is not None and last.end == start and last.ecn == bits and end - last.start <= peer.max_plaintext:
             last.end = end
             last.packets += 1
         else:
-            load.plaintexts.append(_Plaintext(start, end))
+            load.plaintexts.append(_Plaintext(start, end, bits))
 
     def _send(self, load: _Load, now: float) -> None:
         peer, plaintexts = load.peer, load.plaintexts
@@ -136,16 +139,17 @@ class Outbound:
         self._check_limit(peer, epoch)
 
     def _send_block(self, peer: Peer, epoch: Epoch, plaintexts: list[_Plaintext], now: float) -> None:
-        """Seal one block of records, and send each run of equal length at once."""
+        """Seal one block of records, and send each run of equal length and ECN bits at once."""
         try:
             lengths = epoch.sealer.seal_batch([self._arena[p.start : p.end] for p in plaintexts], self._out)
         except Refused as refused:
             peer.drops.count(refused.reason, sum(plaintext.packets for plaintext in plaintexts))
             return
         position = first = 0
-        for count in equal_runs(lengths):
+        for count in equal_runs(lengths, [plaintext.ecn for plaintext in plaintexts]):
             size = sum(lengths[first : first + count])
-            sent = self._send_run(peer, self._out[position : position + size], lengths[first])
+            records = self._out[position : position + size]
+            sent = self._send_run(peer, records, lengths[first], plaintexts[first].ecn)
             self._account(peer, plaintexts[first : first + count], sent, now)
             position += size
             first += count
@@ -190,12 +194,13 @@ class Outbound:
 
     def _send_chunks(self, peer: Peer, epoch: Epoch, packet: Superpacket, now: float) -> None:
         chunks = packet.chunks
+        bits = ecn.field(self._arena, VNET_HEADER)
         try:
             records, segment = self._chunks.seal(epoch.sealer, packet)
         except Refused as refused:
             peer.drops.count(refused.reason, chunks)
             return
-        sent = self._send_run(peer, records, segment)
+        sent = self._send_run(peer, records, segment, bits)
         if sent:
             payload = min(sent * packet.segment, packet.payload)
             peer.count_sent(sent, sent, payload + sent * packet.header, now)
@@ -214,11 +219,12 @@ class Outbound:
             if part.chunks > 1:
                 self._send_chunks(peer, epoch, part, now)
             else:
-                self._send_block(peer, epoch, [_Plaintext(0, packet.header + part.payload)], now)
+                bits = ecn.field(arena, VNET_HEADER)
+                self._send_block(peer, epoch, [_Plaintext(0, packet.header + part.payload, bits)], now)
 
-    def _send_run(self, peer: Peer, run: memoryview, segment: int) -> int:
+    def _send_run(self, peer: Peer, run: memoryview, segment: int, bits: int) -> int:
         endpoint = peer.endpoint
-        return self._bind.send_segments(run, segment, endpoint) if endpoint is not None else 0
+        return self._bind.send_segments(run, segment, endpoint, bits) if endpoint is not None else 0
 
     def _account(self, peer: Peer, plaintexts: list[_Plaintext], sent: int, now: float) -> None:
         if sent:
@@ -235,15 +241,18 @@ class Outbound:
             self._hooks.on_limit(peer.name, epoch.receive_index)
 
 
-def equal_runs(lengths: list[int]) -> list[int]:
-    """Split lengths into runs that one segmented send can carry: equal ones, and one shorter to end the run."""
+def equal_runs(lengths: list[int], marks: list[int]) -> list[int]:
+    """Split lengths into runs that one segmented send can carry: equal ones, and one shorter to end the run.
+
+    ``marks`` has the ECN bits of each, which are equal within a run.
+    """
     runs: list[int] = []
-    first = 0
-    while first < len(lengths):
-        last = first + 1
-        while last < len(lengths) and lengths[last] == lengths[first]:
+    first, count = 0, len(lengths)
+    while first < count:
+        last, mark = first + 1, marks[first]
+        while last < count and lengths[last] == lengths[first] and marks[last] == mark:
             last += 1
-        if last < len(lengths) and lengths[last] < lengths[first]:
+        if last < count and lengths[last] < lengths[first] and marks[last] == mark:
             last += 1
         runs.append(last - first)
         first = last

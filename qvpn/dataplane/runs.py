@@ -21,7 +21,7 @@ from qvpn.dataplane.peers import Peer, PeerTable
 from qvpn.netio import offload
 from qvpn.netio.base import VNET_HEADER, Tun
 from qvpn.netio.offload import Superpacket
-from qvpn.tunnel import ip
+from qvpn.tunnel import ecn, ip
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.epoch import Epoch
 from qvpn.tunnel.records import CONTROL_BIT, HEADER, OVERHEAD
@@ -92,6 +92,7 @@ class _Pending:
     first_place: int
     next_place: int
     end: int
+    mark: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,8 @@ class Run:
     count: int
     opened: memoryview
     """Plaintext of the first."""
+    mark: int
+    """ECN bits of the outer headers, where they change the inner one."""
 
     def fits(self, packet: Superpacket) -> bool:
         """True if every datagram has exactly the length that its chunk must have."""
@@ -159,6 +162,7 @@ class RunJoiner:
             first_place=first_place,
             next_place=place + run.count,
             end=end,
+            mark=run.mark,
         )
         return True
 
@@ -177,6 +181,9 @@ class RunJoiner:
         packet, peer = pending.packet, pending.peer
         payload = pending.end - packet.header
         chunks = pending.next_place - pending.first_place
+        if pending.mark and not ecn.apply(self._buffer, VNET_HEADER, pending.mark):
+            peer.drops.count(DropReason.ECN_NOT_CAPABLE, chunks)
+            return
         if self._table.allowed.lookup(ip.source(self._buffer, VNET_HEADER)) is not peer:
             peer.drops.count(DropReason.WRONG_SOURCE, chunks)
             return
@@ -200,6 +207,7 @@ class RunJoiner:
         if (
             pending is not None
             and pending.epoch is run.epoch
+            and pending.mark == run.mark
             and (pending.block << INDEX_BITS) + pending.next_place == run.counter
             and pending.head == run.opened[: packet.header]
             and packet.segment >= packet.header

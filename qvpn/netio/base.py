@@ -43,6 +43,8 @@ class Received:
     length: int
     segment: int
     address: Address
+    ecn: int = 0
+    """ECN bits of the outer headers: the kernel joins only datagrams whose bits are equal."""
 
 
 class Tun(Protocol):
@@ -89,10 +91,11 @@ class Bind(Protocol):
         :attr:`errors` by name.
         """
 
-    def send_segments(self, buffer: memoryview, segment: int, address: Address) -> int:
+    def send_segments(self, buffer: memoryview, segment: int, address: Address, ecn: int = 0) -> int:
         """Send ``buffer`` as datagrams of ``segment`` bytes (the last perhaps shorter); returns how many were taken.
 
-        The first so many were taken, the others were not.  Raises as little as :meth:`send_batch`.
+        ``ecn``: bits for the outer headers.  The first so many were taken, the others were not.  Raises as little as
+        :meth:`send_batch`.
         """
 
     def max_payload(self, address: Address) -> int:

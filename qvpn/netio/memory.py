@@ -23,6 +23,9 @@ QUEUE_PACKETS = 4096
 
 Callback = Callable[[], None]
 
+_CE = 3
+"""Congestion experienced (RFC 3168 5)."""
+
 
 class _Waiter:
     """Level-triggered readiness: calls back as long as that takes something from the queue."""
@@ -113,6 +116,8 @@ class Impairments:
     """Each datagram is delayed by up to so much more, which also reorders."""
     reorder: float = 0.0
     """Probability that a datagram is held back by ten times the delay."""
+    mark: float = 0.0
+    """Probability that a datagram which is ECN-capable gets marked CE."""
     max_payload: int = DEFAULT_PAYLOAD
     """Larger datagrams are refused at the sender, as a full-size GSO segment is."""
 
@@ -123,7 +128,8 @@ class MemoryNetwork:
     def __init__(self, seed: int = 0, impairments: Impairments | None = None) -> None:
         self.now = 0.0
         self.counts: Counter[str] = Counter()
-        """``sent``, ``lost``, ``duplicated``, ``delivered``, ``blocked``, ``no_listener``, ``overflow``."""
+        """By what happened: ``sent``, ``lost``, ``marked``, ``duplicated``, ``delivered``, ``blocked``,
+        ``no_listener``, ``overflow``."""
         self.tap: Callable[[Address, Address, bytes], None] | None = None
         """Sees every datagram that is sent, before the network touches it."""
         self._random = random.Random(seed)
@@ -131,7 +137,7 @@ class MemoryNetwork:
         self._links: dict[tuple[Address, Address], Impairments] = {}
         self._blocked: set[tuple[Address, Address]] = set()
         self._binds: dict[Address, MemoryBind] = {}
-        self._due: list[tuple[float, int, Address, Address, bytes]] = []
+        self._due: list[tuple[float, int, Address, Address, bytes, int]] = []
         self._sequence = 0
 
     def bind(self, address: Address) -> MemoryBind:
@@ -155,9 +161,9 @@ class MemoryNetwork:
     def impairments(self, source: Address, destination: Address) -> Impairments:
         return self._links.get((source, destination), self._default)
 
-    def inject(self, source: Address, destination: Address, datagram: bytes) -> None:
+    def inject(self, source: Address, destination: Address, datagram: bytes, ecn: int = 0) -> None:
         """Deliver a forged or recorded datagram at the next :meth:`advance`, unharmed."""
-        self._push(self.now, source, destination, datagram)
+        self._push(self.now, source, destination, datagram, ecn)
 
     def next_due(self) -> float | None:
         """When the next datagram arrives; None while nothing is under way."""
@@ -166,12 +172,12 @@ class MemoryNetwork:
     def advance(self, now: float) -> None:
         """Let time pass up to ``now``, delivering what is due in order; what is sent meanwhile is part of it."""
         while self._due and self._due[0][0] <= now:
-            due, _, source, destination, datagram = heapq.heappop(self._due)
+            due, _, source, destination, datagram, ecn = heapq.heappop(self._due)
             self.now = max(self.now, due)
-            self._deliver(source, destination, datagram)
+            self._deliver(source, destination, datagram, ecn)
         self.now = max(self.now, now)
 
-    def _carry(self, source: Address, destination: Address, datagram: bytes) -> None:
+    def _carry(self, source: Address, destination: Address, datagram: bytes, ecn: int) -> None:
         self.counts["sent"] += 1
         if self.tap is not None:
             self.tap(source, destination, datagram)
@@ -182,24 +188,27 @@ class MemoryNetwork:
         if self._random.random() < link.loss:
             self.counts["lost"] += 1
             return
-        self._push(self.now + self._delay(link), source, destination, datagram)
+        if ecn and link.mark and self._random.random() < link.mark:
+            self.counts["marked"] += 1
+            ecn = _CE
+        self._push(self.now + self._delay(link), source, destination, datagram, ecn)
         if self._random.random() < link.duplicate:
             self.counts["duplicated"] += 1
-            self._push(self.now + self._delay(link), source, destination, datagram)
+            self._push(self.now + self._delay(link), source, destination, datagram, ecn)
 
     def _delay(self, link: Impairments) -> float:
         held = 10.0 if self._random.random() < link.reorder else 1.0
         return link.delay * held + link.jitter * self._random.random()
 
-    def _push(self, due: float, source: Address, destination: Address, datagram: bytes) -> None:
+    def _push(self, due: float, source: Address, destination: Address, datagram: bytes, ecn: int) -> None:
         self._sequence += 1
-        heapq.heappush(self._due, (due, self._sequence, source, destination, datagram))
+        heapq.heappush(self._due, (due, self._sequence, source, destination, datagram, ecn))
 
-    def _deliver(self, source: Address, destination: Address, datagram: bytes) -> None:
+    def _deliver(self, source: Address, destination: Address, datagram: bytes, ecn: int) -> None:
         bind = self._binds.get(destination)
         if bind is None:
             self.counts["no_listener"] += 1
-        elif bind._arrive(datagram, source):
+        elif bind._arrive(datagram, source, ecn):
             self.counts["delivered"] += 1
         else:
             self.counts["overflow"] += 1
@@ -219,24 +228,21 @@ class MemoryBind:
     def __init__(self, network: MemoryNetwork, address: Address) -> None:
         self._network = network
         self._address = address
-        self._queue: deque[tuple[bytes, Address]] = deque()
+        self._queue: deque[tuple[bytes, Address, int]] = deque()
         self._waiter = _Waiter(lambda: len(self._queue))
         self._errors: Counter[str] = Counter()
         self._closed = False
 
     def receive_batch(self, limit: int) -> list[Received]:
         taken = [self._queue.popleft() for _ in range(min(limit, len(self._queue)))]
-        return [Received(memoryview(data), len(data), len(data), source) for data, source in taken]
+        return [Received(memoryview(data), len(data), len(data), source, ecn) for data, source, ecn in taken]
 
     def send_batch(self, datagrams: Sequence[memoryview], address: Address) -> int:
-        for sent, datagram in enumerate(datagrams):
-            if not self._send(bytes(datagram), address):
-                return sent
-        return len(datagrams)
+        return self._send_all(datagrams, address, 0)
 
-    def send_segments(self, buffer: memoryview, segment: int, address: Address) -> int:
+    def send_segments(self, buffer: memoryview, segment: int, address: Address, ecn: int = 0) -> int:
         cuts = range(0, len(buffer), segment)
-        return self.send_batch([buffer[cut : cut + segment] for cut in cuts], address)
+        return self._send_all([buffer[cut : cut + segment] for cut in cuts], address, ecn)
 
     def max_payload(self, address: Address) -> int:
         return self._network.impairments(self._address, address).max_payload
@@ -276,19 +282,25 @@ class MemoryBind:
             self._network._detach(self._address)
             self._waiter.set(None)
 
-    def _send(self, datagram: bytes, address: Address) -> bool:
+    def _send_all(self, datagrams: Sequence[memoryview], address: Address, ecn: int) -> int:
+        for sent, datagram in enumerate(datagrams):
+            if not self._send(bytes(datagram), address, ecn):
+                return sent
+        return len(datagrams)
+
+    def _send(self, datagram: bytes, address: Address, ecn: int) -> bool:
         if self._closed:
             self._errors["EBADF"] += 1
             return False
         if len(datagram) > self.max_payload(address):
             self._errors["EMSGSIZE"] += 1
             return False
-        self._network._carry(self._address, address, datagram)
+        self._network._carry(self._address, address, datagram, ecn)
         return True
 
-    def _arrive(self, datagram: bytes, source: Address) -> bool:
+    def _arrive(self, datagram: bytes, source: Address, ecn: int) -> bool:
         if len(self._queue) >= QUEUE_PACKETS:
             return False
-        self._queue.append((datagram, source))
+        self._queue.append((datagram, source, ecn))
         self._waiter.notify()
         return True

@@ -24,6 +24,10 @@ from qvpn.netio.errors import BindError, reason
 _UDP_SEGMENT, _UDP_GRO = 103, 104
 _IP_MTU_DISCOVER, _IP_MTU, _IPV6_MTU_DISCOVER, _IPV6_MTU = 10, 14, 23, 24
 _PMTUDISC_DO = 2
+_IP_RECVTOS, _IPV6_RECVTCLASS, _IPV6_TCLASS = 13, 66, 67
+_ECN = 3
+_SINGLE = [(socket.IPPROTO_IP, socket.IP_TOS, b"\0")]
+"""Ancillary data of the commonest receive that was not joined."""
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 
 MAX_SEGMENTS = 64
@@ -59,7 +63,7 @@ def open_socket(family: int) -> socket.socket:
 class _UdpSocket:
     """A socket and what is known about it."""
 
-    __slots__ = ("address", "family", "segment", "segments", "socket")
+    __slots__ = ("address", "ecn", "family", "segment", "segments", "socket")
 
     def __init__(self, sock: socket.socket, family: int, address: Address | None) -> None:
         self.socket = sock
@@ -70,6 +74,16 @@ class _UdpSocket:
         """UDP_SEGMENT has not failed on it."""
         self.segment = 0
         """What UDP_SEGMENT is set to."""
+        self.ecn = 0
+        """ECN bits that the outer headers get now."""
+
+    def set_ecn(self, ecn: int) -> None:
+        """One call when the bits change, none while they stay; a kernel that refuses leaves them as they are."""
+        if self.family == socket.AF_INET6:
+            _try_option(self.socket, socket.IPPROTO_IPV6, _IPV6_TCLASS, ecn)
+        if self.family == socket.AF_INET or self.address is None:
+            _try_option(self.socket, socket.IPPROTO_IP, socket.IP_TOS, ecn)
+        self.ecn = ecn
 
     def set_segment(self, segment: int) -> None:
         if segment != self.segment:
@@ -135,7 +149,8 @@ class UdpBind:
             except OSError as error:
                 self._count(error)
                 continue
-            return Received(buffer, length, _segment_size(ancillary, length), self._address_of(source))
+            segment, ecn = (length, 0) if ancillary == _SINGLE else _ancillary(ancillary, length)
+            return Received(buffer, length, segment, self._address_of(source), ecn)
         return None
 
     def _buffer(self, number: int) -> memoryview:
@@ -155,13 +170,17 @@ class UdpBind:
 
     def send_batch(self, datagrams: Sequence[memoryview], address: Address) -> int:
         sock = self._socket_for(address)
+        if sock.ecn:
+            sock.set_ecn(0)
         for sent, datagram in enumerate(datagrams):
             if not self._send_one(sock, datagram, address):
                 return sent
         return len(datagrams)
 
-    def send_segments(self, buffer: memoryview, segment: int, address: Address) -> int:
+    def send_segments(self, buffer: memoryview, segment: int, address: Address, ecn: int = 0) -> int:
         sock = self._socket_for(address)
+        if ecn != sock.ecn:
+            sock.set_ecn(ecn)
         step = segment * max(1, min(MAX_SEGMENTS, MAX_SEND // segment))
         sent = 0
         for start in range(0, len(buffer), step):
@@ -380,8 +399,10 @@ def _prepare(sock: socket.socket, family: int, dual: bool) -> None:
     if family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DO)
+        _try_option(sock, socket.IPPROTO_IPV6, _IPV6_RECVTCLASS, 1)
     if family == socket.AF_INET or dual:
         sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
+        _try_option(sock, socket.IPPROTO_IP, _IP_RECVTOS, 1)
     _try_option(sock, socket.IPPROTO_UDP, _UDP_GRO, 1)
     for forced, plain in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
         if not _try_option(sock, socket.SOL_SOCKET, forced, SOCKET_BUFFER):
@@ -402,8 +423,14 @@ def _route_mtu(sock: socket.socket, family: int) -> int:
     return sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
 
 
-def _segment_size(ancillary: list[tuple[int, int, bytes]], length: int) -> int:
+def _ancillary(ancillary: list[tuple[int, int, bytes]], length: int) -> tuple[int, int]:
+    """(length of each datagram, ECN bits) of one receive of so many bytes."""
+    segment, ecn = length, 0
     for level, kind, data in ancillary:
         if level == socket.IPPROTO_UDP and kind == _UDP_GRO:
-            return int(struct.unpack_from("i", data)[0])
-    return length
+            segment = int(struct.unpack_from("i", data)[0])
+        elif level == socket.IPPROTO_IP and kind == socket.IP_TOS:
+            ecn = data[0] & _ECN
+        elif level == socket.IPPROTO_IPV6 and kind == _IPV6_TCLASS:
+            ecn = int(struct.unpack_from("i", data)[0]) & _ECN
+    return segment, ecn

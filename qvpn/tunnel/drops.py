@@ -23,6 +23,7 @@ class DropReason(enum.StrEnum):
     # inner packets from the peer
     MALFORMED = "malformed"  # plaintext is not virtio header + IP packet, or lengths disagree
     WRONG_SOURCE = "wrong_source"  # inner source address is not in the peer's allowed IPs
+    ECN_NOT_CAPABLE = "ecn_not_capable"  # marked CE outside, but its sender does not speak ECN (RFC 6040)
     TUN_FULL = "tun_full"  # the kernel did not take the packet
     # inner packets to a peer
     NO_ROUTE = "no_route"  # no peer has the destination in its allowed IPs

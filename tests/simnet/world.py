@@ -47,12 +47,12 @@ class SimNetwork(MemoryNetwork):
         self.data_lost = 0
         self.filter: Callable[[Address, Address, bytes], bool] = lambda source, destination, datagram: False
 
-    def _carry(self, source: Address, destination: Address, datagram: bytes) -> None:
+    def _carry(self, source: Address, destination: Address, datagram: bytes, ecn: int = 0) -> None:
         if self.filter(source, destination, datagram):
             self.counts["filtered"] += 1
             return
         before = self.counts["lost"]
-        super()._carry(source, destination, datagram)
+        super()._carry(source, destination, datagram, ecn)
         if datagram[0] == 0x10 and not datagram[15] & 0x80:
             self.data_lost += self.counts["lost"] - before
 

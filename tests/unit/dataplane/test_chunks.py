@@ -223,9 +223,9 @@ def test_sending_costs_one_call_per_chunk_and_two_sends_per_superpacket() -> Non
     sends: list[int] = []
     original = pair.alice.bind.send_segments
 
-    def counted(buffer: memoryview, segment: int, address: object) -> int:
+    def counted(buffer: memoryview, segment: int, address: object, ecn: int = 0) -> int:
         sends.append(-(-len(buffer) // segment))
-        return original(buffer, segment, BOB)
+        return original(buffer, segment, BOB, ecn)
 
     pair.alice.bind.send_segments = counted  # type: ignore[method-assign, assignment]
     before = pair.alice.plane.stats("bob").epochs[0].sealed

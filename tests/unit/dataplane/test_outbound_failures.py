@@ -18,8 +18,8 @@ def taking(pair: Pair, most: int) -> None:
     """Alice's network takes so many datagrams of each send."""
     original = pair.alice.bind.send_segments
 
-    def send(buffer: memoryview, segment: int, address: Address) -> int:
-        return original(buffer[: most * segment], segment, address) if most else 0
+    def send(buffer: memoryview, segment: int, address: Address, ecn: int = 0) -> int:
+        return original(buffer[: most * segment], segment, address, ecn) if most else 0
 
     pair.alice.bind.send_segments = send  # type: ignore[method-assign]
 
@@ -135,4 +135,9 @@ def test_plain_packets_beyond_the_limit_are_counted_in_packets() -> None:
     ],
 )
 def test_equal_runs(lengths: list[int], runs: list[int]) -> None:
-    assert equal_runs(lengths) == runs
+    assert equal_runs(lengths, [2] * len(lengths)) == runs
+
+
+def test_a_run_has_one_set_of_ecn_bits() -> None:
+    assert equal_runs([5, 5, 5, 5, 4, 4], [0, 0, 2, 2, 2, 0]) == [2, 3, 1]
+    assert equal_runs([5, 5, 4], [0, 0, 2]) == [2, 1]
