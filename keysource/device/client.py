@@ -48,8 +48,11 @@ class DeviceClient:
         self._task = asyncio.create_task(self._read())
 
     @classmethod
-    async def connect(cls, path: str | Path, *, timeout: float = _REQUEST_TIMEOUT) -> DeviceClient:
-        """Connect and say hello.
+    async def connect(
+        cls, path: str | Path, *, timeout: float = _REQUEST_TIMEOUT, owner: int | None = None
+    ) -> DeviceClient:
+        """Connect and say hello.  ``owner`` is the number of the user that the device may run as, beside ours and
+        root.
 
         Raises:
             Unavailable: nobody listens there, or no answer within ``timeout`` seconds.
@@ -62,7 +65,7 @@ class DeviceClient:
                 reader, writer = await asyncio.open_unix_connection(os.fspath(path))
         except (OSError, TimeoutError) as error:
             raise Unavailable(f"{path}: the device does not answer ({_reason(error)})", answered=True) from None
-        if not peer_is_trusted(writer.get_extra_info("socket")):
+        if not peer_is_trusted(writer.get_extra_info("socket"), owner):
             writer.close()
             raise Unauthorized(f"{path}: the device there runs as another user")
         client = cls(path, reader, writer)
@@ -214,12 +217,13 @@ async def follow(
     first_wait: float = 0.1,
     longest_wait: float = 5.0,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    owner: int | None = None,
 ) -> None:
     """Stay subscribed until cancelled; between attempts wait ``first_wait`` s, doubling up to ``longest_wait`` s."""
     wait = first_wait
     while True:
         try:
-            device = await DeviceClient.connect(path)
+            device = await DeviceClient.connect(path, owner=owner)
             try:
                 await follower.connected(device)
                 await device.subscribe(follower.next_block())

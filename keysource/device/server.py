@@ -14,7 +14,8 @@ The server keeps a block until a client acknowledges or discards it, and no more
 **Exactly once.** One subscription at a time; other clients may ask for ``status`` or take keys by ``get``.  Bytes go
 out on one of the two ways only: a block that was sent to a subscriber answers no ``get``, and a block of which a
 key was taken by ``get`` is not sent to a subscriber.  A subscriber may see an unacknowledged block again after a
-reconnect: it uses keys only when ``ack`` was answered, or when it has stored them with their number.
+reconnect: it uses keys only when ``ack`` was answered, or when it has stored them with their number.  A device
+whose blocks outlive its process gives a :class:`Ledger`, which knows after a restart what was handed over before.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import socket
 import stat
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from keysource.base import KEY_BYTES, derive_key_id, wipe
 from keysource.device.framing import VERSION, Decoder, Frame, encode
@@ -37,11 +38,23 @@ from keysource.sockets import path_mistake
 _READ_CHUNK = 64 * 1024
 
 
-def peer_is_trusted(connection: socket.socket) -> bool:
-    """Is the process at the other end of a unix socket ours (same user) or root's?  By SO_PEERCRED, unix(7)."""
+class Ledger(Protocol):
+    """What a device must not forget when it ends.  Each call returns when it is on the disk, or raises ``OSError``:
+    then the client gets ``device-fault`` and no key."""
+
+    def erased(self, before: int) -> None:
+        """All blocks below ``before`` are handed over; they never come again."""
+
+    def opened(self, block: int) -> None:
+        """A key of this block was taken by ``get``: the block as a whole never comes again."""
+
+
+def peer_is_trusted(connection: socket.socket, also: int | None = None) -> bool:
+    """Is the process at the other end of a unix socket ours (same user), root's, or of the user with number
+    ``also``?  By SO_PEERCRED, unix(7)."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _pid, uid, _gid = struct.unpack("3i", credentials)
-    return uid in (os.geteuid(), 0)
+    return uid in (os.geteuid(), 0, also)
 
 
 def bind_private(path: Path) -> socket.socket:
@@ -112,12 +125,22 @@ class _Block:
 class DeviceServer:
     """Serves one end of a link at a unix socket.  Its synchronous methods belong to the event loop's thread."""
 
-    def __init__(self, path: str | Path, info: DeviceInfo, *, max_blocks: int = 64, max_keys: int = 65_536) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        info: DeviceInfo,
+        *,
+        max_blocks: int = 64,
+        max_keys: int = 65_536,
+        next_block: int = 0,
+        ledger: Ledger | None = None,
+    ) -> None:
         self.path = Path(path)
         self.info = info
         self._max_blocks, self._max_keys = max_blocks, max_keys
         self._blocks: dict[int, _Block] = {}
-        self._next_block = 0
+        self._next_block = next_block
+        self._ledger = ledger
         self._void_before = 0
         self._alarms: dict[str, str] = {}
         self._status: tuple[str, str, float | None, float | None] = ("starting", "", None, None)
@@ -157,6 +180,9 @@ class DeviceServer:
             self._freed.clear()
             await self._freed.wait()
 
+    def holds(self, block: int) -> bool:
+        return block in self._blocks
+
     def publish(self, block: int, keys: bytearray | bytes) -> None:
         """Deliver a block of ``len(keys) / 32`` keys.  A bytearray is taken over and wiped later.
 
@@ -175,10 +201,11 @@ class DeviceServer:
         self._wake()
 
     def void(self, before: int) -> None:
-        """The other end does not have blocks below ``before``: erase them here and at the clients."""
+        """The other end does not have blocks below ``before``: erase them here and at the clients.  May raise
+        ``OSError`` of the ledger."""
         self._void_before = max(self._void_before, before)
         self._next_block = max(self._next_block, before)
-        self._erase_below(before)
+        self.erase(before)
         self._broadcast(self._void_header())
 
     def alarm(self, active: bool, kind: str, detail: str) -> None:
@@ -221,16 +248,33 @@ class DeviceServer:
     def take(self, key_id: str) -> bytearray | None:
         """One key for ``get``; None where no block that is still wholly here has it."""
         for block in list(self._blocks.values()):
+            untouched = not block.touched
             key = None if block.sent else block.take(self.info.link, key_id)
             if key is None:
                 continue
+            if untouched:
+                self._note_opened(block, key)
             if block.empty:
                 del self._blocks[block.number]
                 self._freed.set()
             return key
         return None
 
+    def _note_opened(self, block: _Block, key: bytearray) -> None:
+        """Raises ``OSError`` where the ledger cannot keep it; then the whole block is gone."""
+        try:
+            if self._ledger is not None:
+                self._ledger.opened(block.number)
+        except OSError:
+            wipe(key)
+            self._blocks.pop(block.number).wipe()
+            self._freed.set()
+            raise
+
     def erase(self, before: int) -> None:
+        """Raises ``OSError`` where the ledger cannot keep it; then nothing is erased."""
+        if self._ledger is not None:
+            self._ledger.erased(before)
         self._erase_below(before)
 
     def forget(self, client: _Client) -> None:
@@ -333,6 +377,8 @@ class _Client:
                     self._error("unknown-op", "no such request")
         except BadAnswer as error:
             self._error("bad-request", str(error))
+        except OSError as error:
+            self._error("device-fault", f"the device cannot keep what it handed over ({error.strerror})", 5.0)
 
     def _hello(self, frame: Frame) -> None:
         if frame.header.get("version") != VERSION:

@@ -36,7 +36,8 @@ _CLAIM_VERSION = 1
 class DeviceSource:
     """A :class:`~keysource.base.KeySource`, and the ``Follower`` of its device.
 
-    ``check`` may refuse a device after its hello (another end, owner or origin than configured).
+    ``check`` may refuse a device after its hello (another end, owner or origin than configured).  ``owner`` is the
+    number of the user that the device may run as, beside ours and root.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class DeviceSource:
         capacity: int = 4096,
         check: Callable[[DeviceInfo], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        owner: int | None = None,
     ) -> None:
         self.socket = socket
+        self._owner = owner
         self._capacity, self._check, self._clock = capacity, check, clock
         self._info: DeviceInfo | None = None
         self._stock: Stock | None = None
@@ -61,7 +64,10 @@ class DeviceSource:
 
     async def start(self) -> None:
         """Begin to follow the device; it need not be there yet."""
-        self._tasks = [asyncio.create_task(follow(self.socket, self)), asyncio.create_task(self._feed())]
+        self._tasks = [
+            asyncio.create_task(follow(self.socket, self, owner=self._owner)),
+            asyncio.create_task(self._feed()),
+        ]
 
     async def aclose(self) -> None:
         """Stop, wipe the stock.  May be called twice."""

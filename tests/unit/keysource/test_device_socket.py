@@ -432,11 +432,11 @@ async def test_both_sides_ask_for_the_peers_credentials(
     device: DeviceServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("keysource.device.client.peer_is_trusted", lambda _socket: False)
+        patch.setattr("keysource.device.client.peer_is_trusted", lambda *_: False)
         with pytest.raises(Unauthorized, match="another user"):
             await DeviceClient.connect(device.path)
     with monkeypatch.context() as patch:
-        patch.setattr("keysource.device.server.peer_is_trusted", lambda _socket: False)
+        patch.setattr("keysource.device.server.peer_is_trusted", lambda *_: False)
         with pytest.raises(Unavailable):
             await DeviceClient.connect(device.path)
     await (await DeviceClient.connect(device.path)).aclose()
