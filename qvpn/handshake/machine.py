@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from qvpn.errors import BadPacket
 from qvpn.handshake import timers
+from qvpn.handshake.answers import Answers
 from qvpn.handshake.carrier import Carrier, Cold, Inner
 from qvpn.handshake.chain import Chain
 from qvpn.handshake.core import Core, EpochInfo
@@ -19,25 +20,19 @@ from qvpn.handshake.initiator import Attempt
 from qvpn.handshake.keyring import wipe
 from qvpn.handshake.liveness import Liveness
 from qvpn.handshake.parameters import Initiate, KeyFault, KeyMaterial, PeerParameters, Randomness
-from qvpn.handshake.port import Port, source_prefix
-from qvpn.handshake.responder import Entry
+from qvpn.handshake.port import Port
 from qvpn.handshake.snapshot import Snapshot as Snapshot
-from qvpn.handshake.state import InitiatorEvent, InitiatorState, ResponderState
+from qvpn.handshake.state import InitiatorEvent, InitiatorState
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.keys import EpochState
 from qvpn.wire.datagram import DEFAULT_LIMIT, decode_inner_untrusted
 from qvpn.wire.fragments import Reassembler
 from qvpn.wire.messages import ControlType, MessageType
 
-MAX_INNER_ENTRIES = 4
 MAX_INNER_PARTS = 4
 MIN_LIMIT = 576
 """Bytes of UDP payload that every path is taken to carry; suite 03 needs 12 datagrams of it."""
 POSTPONE = 1.0
-_ENDING = (ResponderState.FETCH, ResponderState.CONFIRM, ResponderState.CONFIRM_NONE)
-
-
-_REPLACEABLE = (ResponderState.HALF_OPEN, ResponderState.RETRY, ResponderState.REFUSED)
 
 
 class PeerHandshake:
@@ -45,11 +40,11 @@ class PeerHandshake:
 
     def __init__(self, parameters: PeerParameters, port: Port, randomness: Randomness, now: float) -> None:
         self._core = Core(parameters, randomness, port, now)
-        self._core.give_way = self._give_way
         self._random = randomness
         self._port = port
         self._attempt: Attempt | None = None
-        self._entries: list[Entry] = []
+        self._answers = Answers(self._core)
+        self._core.give_way = self._answers.give_way
         self._inner_parts = Reassembler(2 * MAX_INNER_PARTS)
         self._endpoint = parameters.has_endpoint
         self._started = False
@@ -128,7 +123,7 @@ class PeerHandshake:
         if self._attempt is not None:
             self._attempt.end(InitiatorEvent.STOP, Failure.STOPPED, "stopped", now)
             self._attempt = None
-        self._discard_entries()
+        self._answers.discard()
         for info in tuple(self._core.epochs.values()):
             self._core.erase(info)
         self._core.keys.clear()
@@ -191,10 +186,8 @@ class PeerHandshake:
             attempt.on_key(request, answer, now)
             self._after_attempt(now)
             return
-        for entry in self._entries:
-            if entry.request == request:
-                entry.on_key(request, answer, now)
-                return
+        if self._answers.key(request, answer, now):
+            return
         late = self._late.pop(request, None) is not None
         if not isinstance(answer, KeyMaterial):
             return
@@ -208,10 +201,7 @@ class PeerHandshake:
         info = self._core.epochs.get(receive_index)
         if info is None or info.confirmed:
             return
-        for entry in tuple(self._entries):
-            if entry.epoch is info:
-                entry.confirmed(now)
-                self._entries.remove(entry)
+        self._answers.confirmed(info, now)
         self._core.confirm(info, now)
         self._epochs += 1
         if info.role is Role.RESPONDER and self._attempt and self._attempt.state is InitiatorState.WAIT_M2:
@@ -253,7 +243,7 @@ class PeerHandshake:
         for info in tuple(self._core.epochs.values()):
             self._core.erase(info)
         self._end_attempt(InitiatorEvent.STOP, Failure.STOPPED, why, now)
-        self._discard_entries()
+        self._answers.discard()
         self._liveness.forget()
 
     # time
@@ -265,9 +255,7 @@ class PeerHandshake:
         for info in tuple(self._core.epochs.values()):
             if now >= info.hard_end:
                 self._end_epoch(info, now)
-        for entry in tuple(self._entries):
-            entry.handle_timer(now)
-        self._entries = [entry for entry in self._entries if not entry.over]
+        self._answers.handle_timer(now)
         self._core.keys.expire(now)
         if self._attempt is not None and now >= self._attempt.next_timer():
             request = self._attempt.request
@@ -284,7 +272,7 @@ class PeerHandshake:
         if self._stopped:
             return None
         times = [info.hard_end for info in self._core.epochs.values()]
-        times += [entry.next_timer() for entry in self._entries]
+        times += self._answers.next_timers()
         if self._attempt is not None:
             times.append(self._attempt.next_timer())
         elif self._start_at is not None and self._may_start():
@@ -317,7 +305,7 @@ class PeerHandshake:
             key=sending.name if sending else None,
             simulated=bool(sending and sending.simulated),
             attempt=str(self._attempt.state) if self._attempt else "IDLE",
-            answering=tuple(str(entry.state) for entry in self._entries),
+            answering=tuple(str(entry.state) for entry in self._answers),
             epochs=self._epochs,
             failures=self._failures,
             last_failure=self._last_failure,
@@ -335,46 +323,18 @@ class PeerHandshake:
     def _on_m1(self, message: bytes, carrier: Carrier, now: float) -> DropReason | None:
         if self._moves(now):
             return DropReason.HANDSHAKE_STATE
-        for entry in self._entries:
-            if entry.m1 == message:
-                entry.again(carrier, now)
-                return None
-        if isinstance(carrier, Cold):
-            source = source_prefix(carrier.address.ip)
-            if not self._port.admit(source, carrier.configured, now) and not (
-                self._replace_stale(carrier) and self._port.admit(source, carrier.configured, now)
-            ):
-                return DropReason.HANDSHAKE_BUDGET
-        elif sum(isinstance(entry.carrier, Inner) for entry in self._entries) >= MAX_INNER_ENTRIES:
-            return DropReason.HANDSHAKE_BUDGET
-        try:
-            self._entries.append(Entry(self._core, message, carrier, now))
-        except BadPacket:
-            if isinstance(carrier, Cold):
-                self._port.leave(source_prefix(carrier.address.ip))
-            return DropReason.HANDSHAKE_MALFORMED
-        return None
-
-    def _replace_stale(self, carrier: Cold) -> bool:
-        """Let the oldest answer that waits for M3 from this very address go: its peer has begun anew since."""
-        for entry in self._entries:
-            same = isinstance(entry.carrier, Cold) and entry.carrier.address == carrier.address
-            if same and entry.source is not None and entry.state in _REPLACEABLE:
-                entry.discard()
-                self._entries.remove(entry)
-                return True
-        return False
+        return self._answers.on_m1(message, carrier, now)
 
     def _on_m3(
         self, kind: MessageType, index: bytes, message: bytes, carrier: Carrier, now: float
     ) -> DropReason | None:
-        for entry in self._entries:
-            if entry.index == index and _same_way(entry, carrier):
-                if entry.on_m3(kind, message, carrier, now, self._moves(now)) and self._yields():
-                    self._end_attempt(InitiatorEvent.YIELD, Failure.YIELDED, "the preferred peer was first", now)
-                self._entries = [entry for entry in self._entries if not entry.over]
-                return None
-        return DropReason.HANDSHAKE_STATE
+        entry = self._answers.find(index, carrier)
+        if entry is None:
+            return DropReason.HANDSHAKE_STATE
+        if entry.on_m3(kind, message, carrier, now, self._moves(now)) and self._yields():
+            self._end_attempt(InitiatorEvent.YIELD, Failure.YIELDED, "the preferred peer was first", now)
+        self._answers.sweep()
+        return None
 
     def _on_answer(
         self, kind: MessageType, index: bytes, message: bytes, carrier: Carrier, now: float
@@ -427,16 +387,6 @@ class PeerHandshake:
     def _yields(self) -> bool:
         return self.parameters.initiate is Initiate.AUTO and not self.parameters.preferred
 
-    def _give_way(self, key_id: str, entry: object, now: float) -> None:
-        for other in tuple(self._entries):
-            if other is not entry and other.drop_key(key_id, now):
-                self._entries.remove(other)
-
-    def _discard_entries(self) -> None:
-        for entry in self._entries:
-            entry.discard()
-        self._entries.clear()
-
     # our own attempts
 
     def _may_start(self) -> bool:
@@ -466,7 +416,7 @@ class PeerHandshake:
             return
         if not self._may_start():
             return
-        if not self._preferred() and any(entry.state in _ENDING for entry in self._entries):
+        if not self._preferred() and self._answers.ending():
             # the preferred peer has proved itself and an epoch is about to come: two at once help nobody
             self._start_at = now + POSTPONE
             return
@@ -486,8 +436,7 @@ class PeerHandshake:
         self._start_cold = False
         if self._preferred():
             # whatever the peer began before this moment loses: both sides send on ours
-            for entry in self._entries:
-                entry.lose()
+            self._answers.lose()
         self._core.sending = info
         self._liveness.accepted(info, now)
 
@@ -504,11 +453,8 @@ class PeerHandshake:
 
     def _end_epoch(self, info: EpochInfo, now: float) -> None:
         """The hard end: an entry that still waits for its first record ends with it."""
-        for entry in self._entries:
-            if entry.epoch is info:
-                entry.expire(now)
-                return
-        self._core.erase(info)
+        if not self._answers.hard_end(info, now):
+            self._core.erase(info)
 
     def _go_cold(self, now: float) -> None:
         """A cold attempt now, in the place of an inner one that runs."""
@@ -518,13 +464,3 @@ class PeerHandshake:
             if self._attempt.request is not None:
                 self._late[self._attempt.request] = now
             self._attempt.go_cold(now)
-
-
-def _same_way(entry: Entry, carrier: Carrier) -> bool:
-    """A handshake stays in the carrier, suite and identity in which its M1 came, and inside the same epoch."""
-    began = entry.carrier
-    if isinstance(began, Cold) and isinstance(carrier, Cold):
-        return (began.suite, entry.identity) == (carrier.suite, carrier.identity)
-    if isinstance(began, Inner) and isinstance(carrier, Inner):
-        return (began.suite, began.receive_index) == (carrier.suite, carrier.receive_index)
-    return False

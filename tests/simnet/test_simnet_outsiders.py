@@ -112,7 +112,7 @@ def test_an_index_outlives_its_epoch_while_an_answer_still_uses_it() -> None:
     def look() -> bool:
         nonlocal waiting
         for site in world.sites:
-            for entry in site.machine._entries:
+            for entry in site.machine._answers:
                 if entry.state in (ResponderState.CONFIRM, ResponderState.CONFIRM_NONE):
                     waiting += 1
                 assert site.port.owner(entry.index, "entry") or site.port.owner(entry.index, "epoch"), (
