@@ -40,6 +40,11 @@ def peer_view(agent: PeerAgent, keys: PeerKeys, traffic: PeerTraffic, now: float
         received_packets=traffic.received_packets,
         received_bytes=traffic.received_bytes,
         last_received=None if traffic.last_received is None else now - traffic.last_received,
+        opened=traffic.opened,
+        marked=traffic.marked,
+        source_checks=traffic.source_checks,
+        tun_writes=traffic.tun_writes,
+        tun_refused=traffic.tun_refused,
         drops=_sum(traffic.drops, record.drops.nonzero()),
     )
 

@@ -66,6 +66,14 @@ class PeerView:
     received_bytes: int
     last_received: float | None
     """Seconds since the last record verified."""
+    opened: int
+    """Records opened since the start."""
+    marked: int
+    """Counters marked in the replay windows: as many as ``opened``."""
+    source_checks: int
+    """Inner packets and superpackets whose source address is the peer's: as many as the next two together."""
+    tun_writes: int
+    tun_refused: int
     drops: dict[str, int] = field(default_factory=dict)
 
 

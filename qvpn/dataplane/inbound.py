@@ -192,6 +192,7 @@ class Inbound:
         if self._mark and not ecn.apply(packet, VNET_HEADER, self._mark):
             peer.drops.count(DropReason.ECN_NOT_CAPABLE)
         elif self._table.allowed.lookup(ip.source(packet, VNET_HEADER)) is peer:
+            peer.source_checks += 1
             self._packets.append(packet)
         else:
             peer.drops.count(DropReason.WRONG_SOURCE)
@@ -203,6 +204,8 @@ class Inbound:
         self._packets = []
         taken = self._tun.write_batch(packets)
         if taken < len(packets):
+            peer.tun_refused += len(packets) - taken
             peer.drops.count(DropReason.TUN_FULL, len(packets) - taken)
+        peer.tun_writes += taken
         peer.received_packets += taken
         peer.received_bytes += sum(len(packet) - VNET_HEADER for packet in packets[:taken])

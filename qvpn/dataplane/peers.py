@@ -34,6 +34,9 @@ class Peer:
         "sent_bytes",
         "sent_packets",
         "sent_records",
+        "source_checks",
+        "tun_refused",
+        "tun_writes",
     )
 
     def __init__(self, name: str, overlap: float, limits: Limits) -> None:
@@ -45,6 +48,7 @@ class Peer:
         self.drops = Drops()
         self.sent_bytes = self.sent_packets = self.sent_records = 0
         self.received_bytes = self.received_packets = self.received_records = 0
+        self.source_checks = self.tun_writes = self.tun_refused = 0
         self.last_received: float | None = None
         self.last_sent: float | None = None
         self._reported_at = float("-inf")
@@ -86,6 +90,11 @@ class Peer:
             received_bytes=self.received_bytes,
             received_packets=self.received_packets,
             received_records=self.received_records,
+            opened=self.epochs.opened,
+            marked=self.epochs.marked,
+            source_checks=self.source_checks,
+            tun_writes=self.tun_writes,
+            tun_refused=self.tun_refused,
             drops=self.drops.nonzero(),
             last_received=self.last_received,
             last_sent=self.last_sent,
@@ -108,7 +117,7 @@ class Peer:
             sealed=epoch.sealer.calls,
             opened=epoch.opener.calls,
             failed=epoch.opener.failed,
-            marked=epoch.opener.data.marked + epoch.opener.control.marked,
+            marked=epoch.opener.marked,
         )
 
 

@@ -187,14 +187,17 @@ class RunJoiner:
         if self._table.allowed.lookup(ip.source(self._buffer, VNET_HEADER)) is not peer:
             peer.drops.count(DropReason.WRONG_SOURCE, chunks)
             return
+        peer.source_checks += 1
         if payload == packet.payload and payload > packet.segment:
             offload.set_header_length(self._buffer, 0, packet)
         else:
             offload.settle(self._buffer, 0, packet, pending.first_place, payload)
         if self._tun.write_batch([self._buffer[: pending.end]]):
+            peer.tun_writes += 1
             peer.received_packets += chunks
             peer.received_bytes += payload + chunks * (packet.header - VNET_HEADER)
         else:
+            peer.tun_refused += 1
             peer.drops.count(DropReason.TUN_FULL, chunks)
 
     def _continued(self, run: Run, packet: Superpacket) -> _Pending | None:

@@ -48,6 +48,16 @@ class PeerTraffic:
     received_bytes: int
     received_packets: int
     received_records: int
+    opened: int
+    """Records opened since the start, under all epochs."""
+    marked: int
+    """Counters marked in their replay windows; equals ``opened``."""
+    source_checks: int
+    """Inner packets and superpackets whose source address was looked up and is this peer's."""
+    tun_writes: int
+    """Those of them that the TUN took."""
+    tun_refused: int
+    """Those that it did not take: ``source_checks`` is always ``tun_writes`` and these."""
     drops: dict[str, int]
     """Packets or datagrams not passed on, by reason."""
     last_received: float | None

@@ -102,12 +102,24 @@ class PeerEpochs:
         self._epochs: dict[int, Epoch] = {}
         self._sending: Epoch | None = None
         self._order = 0
+        self._opened = self._marked = 0
+        """Of the epochs that are gone."""
 
     def __iter__(self) -> Iterator[Epoch]:
         return iter(self._epochs.values())
 
     def __len__(self) -> int:
         return len(self._epochs)
+
+    @property
+    def opened(self) -> int:
+        """Records opened under all epochs, those that are gone too."""
+        return self._opened + sum(epoch.opener.calls for epoch in self)
+
+    @property
+    def marked(self) -> int:
+        """Counters marked in the replay windows of all epochs, those that are gone too: equals :attr:`opened`."""
+        return self._marked + sum(epoch.opener.marked for epoch in self)
 
     def get(self, receive_index: int) -> Epoch | None:
         return self._epochs.get(receive_index)
@@ -171,7 +183,7 @@ class PeerEpochs:
         epoch = self._epochs.pop(receive_index, None)
         if epoch is None:
             return None
-        epoch.erase()
+        self._end(epoch)
         if epoch is self._sending:
             self._sending = self._newest_able()
         return epoch
@@ -181,13 +193,18 @@ class PeerEpochs:
         self._epochs.clear()
         self._sending = None
         for epoch in erased:
-            epoch.erase()
+            self._end(epoch)
         return erased
 
     def expire(self, now: float) -> list[Epoch]:
         """Erase every epoch whose time is over; returns them."""
         over = [epoch.receive_index for epoch in self._epochs.values() if now >= epoch.ends]
         return [epoch for index in over if (epoch := self.erase(index)) is not None]
+
+    def _end(self, epoch: Epoch) -> None:
+        self._opened += epoch.opener.calls
+        self._marked += epoch.opener.marked
+        epoch.erase()
 
     def _newest_able(self) -> Epoch | None:
         able = [epoch for epoch in self._epochs.values() if epoch.may_seal()]

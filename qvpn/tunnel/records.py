@@ -208,5 +208,10 @@ class Opener:
         return self.control if counter & CONTROL_BIT else self.data
 
     @property
+    def marked(self) -> int:
+        """Counters marked in both windows."""
+        return self.data.marked + self.control.marked
+
+    @property
     def wants_rekey(self) -> bool:
         return self.calls >= self._limits.rekey or self.failed >= self._limits.failed_rekey

@@ -412,7 +412,7 @@ def test_status_text_of_a_site(capfd: pytest.CaptureFixture[str], monkeypatch: p
     epoch = EpochView(3, "qkd", "initiator", 12.34, 60.0, 20.0, "simulated", "0badcafe", SIMULATED)
     peer = PeerView(
         "bob", "qkd", "require-qkd", "AAAA", "192.0.2.2:51840", "link", epoch, SIMULATED, 12.3, 2, 3, 3, 0.021,
-        1, "no_key: empty", 0, None, 10, 1000, 11, 1100, 0.5, {"replay": 2},
+        1, "no_key: empty", 0, None, 10, 1000, 11, 1100, 0.5, 11, 11, 9, 8, 1, {"replay": 2},
     )  # fmt: skip
     source = SourceView("link", "simulated", True, "", "simulated", "local", True, 5, 1.5, 0.0123, None, 0)
     site = SiteView("alice", 1, "0", 100.0, "BBBB", "[::]:51840", "qvpn0", 1400, (peer,), (source,), {"no_route": 1})
