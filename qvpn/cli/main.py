@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from qvpn import __version__
-from qvpn.cli import init, keys, run, show
+from qvpn.cli import bench, init, keys, run, show
 from qvpn.cli.output import FAILED, complain
 from qvpn.config.errors import ConfigError
 from qvpn.privileged import PrivilegedError
@@ -62,6 +62,7 @@ for command in (
     run.demo,
 ):
     app.command()(command)
+app.add_typer(bench.bench)
 
 
 def execute(arguments: Sequence[str]) -> int:
