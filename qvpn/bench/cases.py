@@ -8,10 +8,18 @@ from dataclasses import dataclass
 from qvpn.bench.link import LINKS, LinkKind
 from qvpn.bench.peers.bare import Bare
 from qvpn.bench.peers.base import Tunnel
+from qvpn.bench.peers.nebula import Nebula
+from qvpn.bench.peers.openvpn import OpenVpn
 from qvpn.bench.peers.own import Qvpn
+from qvpn.bench.peers.tinc import Tinc
 from qvpn.bench.peers.wireguard import WireGuardGo
 
-PEERS: dict[str, type[Tunnel]] = {"wireguard-go": WireGuardGo}
+PEERS: dict[str, type[Tunnel]] = {
+    "wireguard-go": WireGuardGo,
+    "openvpn": OpenVpn,
+    "nebula": Nebula,
+    "tinc": Tinc,
+}
 EVERYTHING = ("tcp1", "tcp4", "udp", "idle", "hot", "load")
 THROUGHPUT = ("tcp1", "tcp4")
 ON_EVERY_LINK = ("wireguard-go",)

@@ -15,6 +15,8 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from qvpn.bench.errors import BenchError
+
 SUITE = "trixie"
 FROM_SYSTEM = ("iperf3", "ethtool", "iputils-ping", "openvpn", "tinc", "wireguard-tools")
 FROM_SUITE = ("wireguard-go", "nebula")
@@ -23,7 +25,7 @@ _OLD_SOURCES = Path("/etc/apt/sources.list")
 _PLACES = ("usr/bin", "usr/sbin", "bin", "sbin")
 
 
-class InstallError(Exception):
+class InstallError(BenchError):
     """A program could not be fetched; one sentence."""
 
 
@@ -44,6 +46,14 @@ def find(program: str) -> Path | None:
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
     found = shutil.which(program, path=path)
     return Path(found) if found else None
+
+
+def need(program: str) -> str:
+    """The program's path.  Raises BenchError where it is not installed."""
+    found = find(program)
+    if found is None:
+        raise BenchError(f"{program} is not installed (make bench INSTALL=1 fetches it)")
+    return str(found)
 
 
 def package_version(package: str, program: Path) -> str:

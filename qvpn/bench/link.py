@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pyroute2 import IPRoute
 
-from qvpn.bench.install import find
+from qvpn.bench.install import need
 from qvpn.demo import kernel
 from qvpn.demo.lab import Lab
 
@@ -58,7 +58,7 @@ def make(folder: Path, kind: LinkKind) -> Lab:
         lab[name].address(INTERFACE, f"{OUTER[name]}/30")
         _set_mtu(lab, name, kind.mtu)
         for feature, state in kind.features:
-            lab[name].run([str(find("ethtool")), "-K", INTERFACE, feature, state])
+            lab[name].run([need("ethtool"), "-K", INTERFACE, feature, state])
     return lab
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qvpn.bench import cpu, link, tools
+from qvpn.bench import cpu, link, tools, udprate
 from qvpn.bench.cases import Case
 from qvpn.bench.errors import BenchError
 from qvpn.bench.link import ENDS
@@ -87,6 +87,11 @@ def _tcp4(session: Session) -> None:
     session.figures["tcp4_gbits"] = session.iperf.run(seconds=session.seconds, streams=4).gbits
 
 
+def _udp(session: Session) -> None:
+    with udprate.Generator(session.lab, session.running.addresses) as generator:
+        session.figures["udp_pps"] = udprate.search(generator.attempt)
+
+
 def _idle(session: Session) -> None:
     trips = tools.ping(session.lab, session.target, "-i", "0.02", "-c", "50", seconds=1.0)
     session.figures["idle_us"] = trips.median
@@ -113,6 +118,7 @@ def _load(session: Session) -> None:
 MEASURES: dict[str, Callable[[Session], None]] = {
     "tcp1": _tcp1,
     "tcp4": _tcp4,
+    "udp": _udp,
     "idle": _idle,
     "hot": _hot,
     "load": _load,

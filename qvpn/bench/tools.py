@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qvpn.bench.errors import BenchError
-from qvpn.bench.install import find
+from qvpn.bench.install import need
 from qvpn.bench.link import CONGESTION, ENDS
 from qvpn.demo.lab import Lab
 from qvpn.demo.process import Process
@@ -46,14 +46,6 @@ class Trips:
     median: float
     p99: float
     worst: float
-
-
-def need(program: str) -> str:
-    """The program's path.  Raises BenchError where it is not installed."""
-    found = find(program)
-    if found is None:
-        raise BenchError(f"{program} is not installed (make bench INSTALL=1 fetches it)")
-    return str(found)
 
 
 def parse_iperf(text: str) -> Transfer:

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from qvpn.bench import link
-from qvpn.bench.install import find, package_version
+from qvpn.bench.install import find, need, package_version
 from qvpn.bench.link import ENDS, OUTER, LinkKind
 from qvpn.bench.peers.base import INNER, PORT, Pair, Running, wait_until
 from qvpn.demo.lab import Lab
@@ -42,11 +42,11 @@ class WireGuardGo:
         device = f"wg-{name}"
         control = _SOCKETS / f"{device}.sock"
         control.unlink(missing_ok=True)  # of an earlier round, which was killed
-        process = lab[name].start("wireguard-go", [str(find("wireguard-go")), "-f", device])
+        process = lab[name].start("wireguard-go", [need("wireguard-go"), "-f", device])
         wait_until(f"{control} exists", control.exists)
         file = lab.site_folder(name) / "wg.conf"
         file.write_text(config(name, keys))
-        lab[name].run([str(find("wg")), "setconf", device, str(file)])
+        lab[name].run([need("wg"), "setconf", device, str(file)])
         link.configure_device(lab, name, device, INNER[name], kind.mtu - OVERHEAD)
         return process
 
