@@ -10,12 +10,13 @@ from __future__ import annotations
 from qvpn.dataplane.hooks import PlaneHooks
 from qvpn.dataplane.peers import Peer, PeerTable
 from qvpn.dataplane.runs import Run, RunJoiner, split_runs
+from qvpn.dataplane.views import RecordViews, ViewCache
 from qvpn.netio import offload
 from qvpn.netio.base import VNET_HEADER, Address, Received, Tun
 from qvpn.tunnel import ecn, ip
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.epoch import Epoch
-from qvpn.tunnel.records import CONTROL_BIT, Refused, split_header
+from qvpn.tunnel.records import CONTROL_BIT, OVERHEAD, Refused, split_header
 from qvpn.tunnel.replay import BLOCK, INDEX_BITS
 
 HANDSHAKE_TYPES = range(1, 7)
@@ -31,6 +32,7 @@ class Inbound:
         self._tun = tun
         self._hooks = hooks
         self._joiner = RunJoiner(table, tun)
+        self._views = ViewCache()
         self._out = memoryview(bytearray(OUT_BYTES))
         self._position = 0
         self._packets: list[memoryview] = []
@@ -44,15 +46,14 @@ class Inbound:
             self._table.drops.count(DropReason.TRUNCATED)
             return
         self._mark = ecn.changes(received.ecn)
-        for start, count in split_runs(received.buffer, received.length, received.segment):
-            end = min(start + count * received.segment, received.length)
-            records = received.buffer[start:end]
-            if records[0] in HANDSHAKE_TYPES:
-                for cut in range(start, end, received.segment):
-                    datagram = received.buffer[cut : min(cut + received.segment, end)]
-                    self._hooks.on_handshake(bytes(datagram), received.address)
-            else:
-                self._records(records, received.segment, count, received.address, now)
+        segment = received.segment
+        if segment < OVERHEAD or received.length <= segment:
+            for place in range(-(-received.length // segment)):
+                self._run(received, None, place, 1, now)
+        else:
+            views = self._views.of(received.buffer, segment)
+            for first, count in split_runs(views, received.length):
+                self._run(received, views, first, count, now)
         self._flush_packets()
         self._position = 0
 
@@ -60,10 +61,18 @@ class Inbound:
         """Nothing more waits: write what is still pending."""
         self._joiner.flush()
 
-    def _records(self, records: memoryview, segment: int, count: int, address: Address, now: float) -> None:
-        """A run of records: find the epoch that their index names."""
+    def _run(self, received: Received, views: RecordViews | None, first: int, count: int, now: float) -> None:
+        """Datagrams that follow one another: handshake, or records of which the first tells the epoch."""
+        buffer, segment = received.buffer, received.segment
+        start = first * segment
+        if buffer[start] in HANDSHAKE_TYPES:
+            for cut in range(start, start + count * segment, segment):
+                datagram = buffer[cut : min(cut + segment, received.length)]
+                self._hooks.on_handshake(bytes(datagram), received.address)
+            return
+        record = buffer[start : min(start + segment, received.length)]
         try:
-            index, counter = split_header(records)
+            index, counter = split_header(record)
         except Refused as refused:
             self._table.drops.count(refused.reason, count)
             return
@@ -77,9 +86,9 @@ class Inbound:
             self._table.expire(peer, now)
             return
         if counter & CONTROL_BIT:
-            self._control(peer, epoch, counter, records, address, now)
+            self._control(peer, epoch, counter, record, received.address, now)
         else:
-            self._data(peer, epoch, counter, records, segment, address, now)
+            self._data(peer, epoch, counter, received, views, first, count, now)
         if not epoch.erased and epoch.wants_rekey() and not epoch.limit_reported:
             epoch.limit_reported = True
             self._hooks.on_limit(peer.name, epoch.receive_index)
@@ -98,7 +107,15 @@ class Inbound:
         self._hooks.on_control(peer.name, epoch.receive_index, payload, address)
 
     def _data(
-        self, peer: Peer, epoch: Epoch, counter: int, records: memoryview, segment: int, address: Address, now: float
+        self,
+        peer: Peer,
+        epoch: Epoch,
+        counter: int,
+        received: Received,
+        views: RecordViews | None,
+        first: int,
+        count: int,
+        now: float,
     ) -> None:
         """A run of data records.
 
@@ -106,33 +123,43 @@ class Inbound:
         forged datagram costs itself and at most one more AEAD call for each of its neighbours.
         """
         opened, highest = 0, -1
-        together = True
-        while records:
-            done, good = self._some(peer, epoch, counter, records if together else records[:segment], segment)
+        together, end = True, first + count
+        while first < end:
+            want = end - first if together else 1
+            done, good = self._some(peer, epoch, counter, received, views, first, want)
             together = together and (done > 1 or not good)
             opened += good
             if good:
                 highest = counter + done - 1
             counter += done
-            records = records[done * segment :]
+            first += done
         if opened:
-            self._verified(peer, epoch, highest, opened, address, now)
+            self._verified(peer, epoch, highest, opened, received.address, now)
 
-    def _some(self, peer: Peer, epoch: Epoch, counter: int, records: memoryview, segment: int) -> tuple[int, int]:
+    def _some(
+        self,
+        peer: Peer,
+        epoch: Epoch,
+        counter: int,
+        received: Received,
+        views: RecordViews | None,
+        first: int,
+        count: int,
+    ) -> tuple[int, int]:
         """Handle the first record, and all with it if they are a superpacket: (how many, how many verified)."""
-        out = self._out[self._position :]
-        first = records[:segment]
+        out, segment, length = self._out[self._position :], received.segment, received.length
+        start = first * segment
         try:
-            length = epoch.opener.decipher(counter, first, out)
+            size = epoch.opener.decipher(counter, received.buffer[start : min(start + segment, length)], out)
         except Refused as refused:
             peer.drops.count(refused.reason)
             return 1, 0
-        plaintext = out[:length]
-        if length > VNET_HEADER and plaintext[1] != offload.GSO_NONE:
-            count = -(-len(records) // segment)
-            if count > 1 and self._join(Run(peer, epoch, counter, records, segment, count, plaintext, self._mark)):
+        plaintext = out[:size]
+        if size > VNET_HEADER and plaintext[1] != offload.GSO_NONE:
+            last = min(segment, length - start - (count - 1) * segment) - OVERHEAD
+            if count > 1 and self._join(Run(peer, epoch, counter, views, first, count, plaintext, last, self._mark)):
                 return count, count
-            if self._join(Run(peer, epoch, counter, first, segment, 1, plaintext, self._mark)):
+            if self._join(Run(peer, epoch, counter, views, first, 1, plaintext, size, self._mark)):
                 return 1, 1
         epoch.opener.data.mark(counter)
         self._unpack(peer, plaintext)

@@ -13,56 +13,40 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 from cryptography.exceptions import InvalidTag
 
 from qvpn.dataplane.peers import Peer, PeerTable
+from qvpn.dataplane.views import RecordViews
 from qvpn.netio import offload
 from qvpn.netio.base import VNET_HEADER, Tun
 from qvpn.netio.offload import Superpacket
 from qvpn.tunnel import ecn, ip
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.epoch import Epoch
-from qvpn.tunnel.records import CONTROL_BIT, HEADER, OVERHEAD
+from qvpn.tunnel.records import CONTROL_BIT, OVERHEAD, TAG
 from qvpn.tunnel.replay import BLOCK, INDEX_BITS
-
-U64Array = npt.NDArray[np.uint64]
 
 RUN_BYTES = 1 << 18
 """A superpacket, and beyond its end the room of one more chunk."""
 
-_PLACES = np.arange(BLOCK + 1, dtype=np.uint64)
+SHAPES = 16
+"""Shapes of superpackets (header length, segment size) whose views are kept."""
 
 
-def split_runs(buffer: memoryview, length: int, segment: int) -> Iterator[tuple[int, int]]:
-    """Split one receive into runs: (offset, number of datagrams).
+def split_runs(views: RecordViews, length: int) -> Iterator[tuple[int, int]]:
+    """Split one receive of several datagrams into runs: (number of the first datagram, how many).
 
     The datagrams of a run have equal first eight bytes and consecutive data counters in one block.  A handshake
     datagram, a control record and anything too short is a run of one.
     """
-    count, tail = divmod(length, segment)
+    count, tail = divmod(length, views.segment)
     whole = count + (tail >= OVERHEAD)
-    if segment < OVERHEAD or whole < 2:
-        yield from ((start, 1) for start in range(0, length, segment))
-        return
-    heads = np.ndarray((whole,), "<u8", buffer, 0, (segment,))
-    counters = np.ndarray((whole,), "<u8", buffer, 8, (segment,))
-    if _is_run(heads, counters, whole):
+    if views.is_run(whole):
         yield 0, whole
     else:
-        yield from ((first * segment, run) for first, run in _split(heads.tolist(), counters.tolist()))
+        yield from _split(views.heads[:whole].tolist(), views.counters[:whole].tolist())
     if 0 < tail < OVERHEAD:
-        yield count * segment, 1
-
-
-def _is_run(heads: U64Array, counters: U64Array, count: int) -> bool:
-    first = int(counters[0])
-    if (first & (BLOCK - 1)) + count > BLOCK or first & CONTROL_BIT:
-        return False
-    if heads.tobytes() != heads[:1].tobytes() * count:
-        return False
-    return bool(counters.tobytes() == (_PLACES[:count] + counters[0]).tobytes())
+        yield count, 1
 
 
 def _split(heads: list[int], counters: list[int]) -> Iterator[tuple[int, int]]:
@@ -95,7 +79,7 @@ class _Pending:
     mark: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Run:
     """Datagrams of one block that follow one another, of which the first is open already."""
 
@@ -103,25 +87,23 @@ class Run:
     epoch: Epoch
     counter: int
     """Of the first."""
-    records: memoryview
-    """All of them, back to back."""
-    segment: int
-    """Length of each but the last."""
+    views: RecordViews | None
+    """Of the receive they came in; None where there is only one."""
+    first: int
+    """Number of the first in the receive."""
     count: int
     opened: memoryview
     """Plaintext of the first."""
+    last: int
+    """Bytes of the last one's plaintext."""
     mark: int
     """ECN bits of the outer headers, where they change the inner one."""
 
     def fits(self, packet: Superpacket) -> bool:
         """True if every datagram has exactly the length that its chunk must have."""
-        place = self.counter & (BLOCK - 1)
-        last = len(self.records) - (self.count - 1) * self.segment - OVERHEAD
-        if self.count > 1 and self.segment != OVERHEAD + packet.header + packet.segment:
+        if self.count > 1 and len(self.opened) != packet.header + packet.segment:
             return False
-        return offload.chunk_fits(packet, place, len(self.opened)) and offload.chunk_fits(
-            packet, place + self.count - 1, last
-        )
+        return offload.chunk_fits(packet, (self.counter & (BLOCK - 1)) + self.count - 1, self.last)
 
 
 class RunJoiner:
@@ -132,6 +114,8 @@ class RunJoiner:
         self._tun = tun
         self._buffer = memoryview(bytearray(RUN_BYTES))
         self._pending: _Pending | None = None
+        self._places: dict[tuple[int, int], list[memoryview]] = {}
+        """Where the chunks of a superpacket of one shape go."""
 
     def add(self, run: Run) -> bool:
         """Open the rest of a run and join it.
@@ -147,12 +131,12 @@ class RunJoiner:
         first_place = pending.first_place if pending else place
         base = (place - first_place) * packet.segment
         try:
-            self._decrypt(run, base, packet.segment)
+            self._decrypt(run, packet, place - first_place)
         except InvalidTag:
             return False
         skip = packet.header if pending else 0
         self._buffer[base + skip : base + len(run.opened)] = run.opened[skip:]
-        end = base + len(run.records) - run.count * OVERHEAD - (run.count - 1) * packet.header
+        end = base + (run.count - 1) * packet.segment + run.last
         self._pending = _Pending(
             peer=run.peer,
             epoch=run.epoch,
@@ -219,16 +203,29 @@ class RunJoiner:
         self.flush()
         return None
 
-    def _decrypt(self, run: Run, base: int, step: int) -> None:
-        """Decrypt all but the first, last to first.  Raises InvalidTag."""
-        decrypt, records, buffer, segment = run.epoch.opener.decrypt, run.records, self._buffer, run.segment
-        if run.count < 2:
+    def _decrypt(self, run: Run, packet: Superpacket, at: int) -> None:
+        """Decrypt all but the first, which has place ``at`` in the buffer, last to first.  Raises InvalidTag."""
+        last, views = run.count - 1, run.views
+        if not last or views is None:
             return
-        start, place = (run.count - 1) * segment, base + (run.count - 1) * step
-        size = len(records) - start - OVERHEAD
-        decrypt(records[start + 4 : start + HEADER], records[start + HEADER :], None, buffer[place : place + size])
-        size = segment - OVERHEAD
-        starts, places = range(start - segment, 0, -segment), range(place - step, base, -step)
-        for start, place in zip(starts, places, strict=True):
-            text = start + HEADER
-            decrypt(records[start + 4 : text], records[text : start + segment], None, buffer[place : place + size])
+        decrypt = run.epoch.opener.decrypt
+        views.grow(run.first + run.count)
+        slots = views.slots[run.first : run.first + run.count]
+        places = self._shape(packet, at + run.count)[at : at + run.count]
+        nonce, text = slots[last]
+        decrypt(nonce, text[: run.last + TAG], None, places[last][: run.last])
+        for (nonce, text), place in zip(slots[last - 1 : 0 : -1], places[last - 1 : 0 : -1], strict=True):
+            decrypt(nonce, text, None, place)
+
+    def _shape(self, packet: Superpacket, count: int) -> list[memoryview]:
+        """The first ``count`` places of superpackets with this header and segment size."""
+        key = (packet.header, packet.segment)
+        places = self._places.get(key)
+        if places is None:
+            if len(self._places) >= SHAPES:
+                self._places.pop(next(iter(self._places)))
+            places = self._places[key] = []
+        step, size = packet.segment, packet.header + packet.segment
+        for place in range(len(places), count):
+            places.append(self._buffer[place * step : place * step + size])
+        return places

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from qvpn.dataplane.runs import split_runs
+from qvpn.dataplane.views import RecordViews
 from qvpn.netio.base import Received
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.keys import EpochKeys
@@ -281,8 +282,8 @@ def test_runs_are_cut_at_every_break() -> None:
         record(32, 201, 35),
     ]
     joined = b"".join(batch)
-    runs = list(split_runs(memoryview(joined), len(joined), 40))
-    assert [(start // 40, count) for start, count in runs] == [
+    views = RecordViews(memoryview(joined), 40)
+    assert list(split_runs(views, len(joined))) == [
         (0, 2), (2, 1), (3, 2), (5, 1), (6, 1), (7, 1), (8, 1), (9, 1), (10, 2),
     ]  # fmt: skip
-    assert list(split_runs(memoryview(joined), len(joined) - 10, 40))[-1] == (440, 1)
+    assert list(split_runs(views, len(joined) - 10))[-1] == (11, 1)
