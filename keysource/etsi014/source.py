@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-import secrets
 import ssl
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -16,8 +13,8 @@ from keysource.etsi014 import tls
 from keysource.etsi014.client import TIMEOUT, Etsi014Client
 from keysource.etsi014.messages import DeliveredKey, Extension, StatusAnswer
 from keysource.etsi014.settings import check_sae, settings_untrusted
+from keysource.seen import SeenKeys
 
-_REMEMBERED_KEYS = 4096
 _MAX_HOPS = 255
 
 
@@ -28,7 +25,7 @@ class Etsi014Source:
         self.settings = settings_untrusted(settings)
         self._context = context
         self._client: Etsi014Client | None = None
-        self._seen = _SeenKeys()
+        self._seen = SeenKeys()
 
     async def start(self) -> None:
         """Load the certificates.  A KME that does not answer yet is no error: ``status`` says so.
@@ -76,7 +73,7 @@ class Etsi014Source:
     def _accept(self, delivered: DeliveredKey) -> Key:
         try:
             origin, hops = self._origin(delivered.extension), _hops(delivered.extension)
-            self._seen.check(delivered)
+            self._seen.check(delivered.key_id, delivered.material)
         except BadAnswer:
             wipe(delivered.material)
             raise
@@ -160,27 +157,6 @@ class Etsi014Source:
         writer.close()
         if "MLKEM" not in group.upper():
             raise BadSettings(f"hop: the KME negotiated the classical group {group!r}", key="hop")
-
-
-class _SeenKeys:
-    """Refuses a key whose bytes or key_ID were delivered before; remembers tags under a key of this process."""
-
-    def __init__(self) -> None:
-        self._tag_key = secrets.token_bytes(32)
-        self._tags: OrderedDict[bytes, None] = OrderedDict()
-
-    def check(self, delivered: DeliveredKey) -> None:
-        """Raises :class:`BadAnswer`."""
-        of_bytes = hmac.digest(self._tag_key, b"key" + delivered.material, "sha256")
-        of_id = hmac.digest(self._tag_key, b"id" + delivered.key_id.encode(), "sha256")
-        if of_bytes in self._tags:
-            raise BadAnswer("the KME delivered bytes that it had delivered before under another key_ID")
-        if of_id in self._tags:
-            raise BadAnswer("the KME delivered a key_ID that it had delivered before")
-        for tag in (of_bytes, of_id):
-            self._tags[tag] = None
-        while len(self._tags) > 2 * _REMEMBERED_KEYS:
-            self._tags.popitem(last=False)
 
 
 def _peer(peer_sae: str) -> str:

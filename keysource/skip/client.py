@@ -1,0 +1,172 @@
+"""An encryptor's side of SKIP (``messages``): three requests over mutual TLS 1.3, suspicious of every answer.
+
+Both key requests consume, so none is ever sent twice; redirects are not followed, proxies of the environment not
+used, bodies and times bounded.  What a status means:
+
+=======================  ==========================  ==========================  ==========================
+status                   new key                     key by keyId                capabilities
+=======================  ==========================  ==========================  ==========================
+200                      key, or ``BadAnswer``       key, or ``BadAnswer``       answer, or ``BadAnswer``
+400, 404                 ``Unavailable`` answered    ``UnknownKeyID``            ``Unavailable`` answered
+401, 403                 ``Unauthorized``            ``Unauthorized``            ``Unauthorized``
+429, 503                 ``Exhausted``               ``Unavailable`` answered    ``Unavailable`` answered
+500 and other 5xx        ``Unavailable``             ``Unavailable``             ``Unavailable``
+405, redirects, others   ``BadAnswer``               ``BadAnswer``               ``BadAnswer``
+no whole answer in time  ``Unavailable``             ``Unavailable``             ``Unavailable``
+=======================  ==========================  ==========================  ==========================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+import aiohttp
+from yarl import URL
+
+from keysource.base import KEY_BYTES, wipe
+from keysource.errors import BadAnswer, Exhausted, KeySourceError, Unauthorized, Unavailable, UnknownKeyID
+from keysource.skip.messages import (
+    HOPS_HEADER,
+    ORIGIN_HEADER,
+    Capabilities,
+    SkipKey,
+    capabilities_untrusted,
+    error_text_untrusted,
+    key_id_untrusted,
+    key_untrusted,
+)
+
+TIMEOUT = 2.0
+MAX_BODY = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A key, and what a key provider of ours says about it beside the draft; None where nothing was said."""
+
+    key: SkipKey
+    origin: str | None
+    hops: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    body: bytes = field(repr=False)
+    origin: str | None
+    hops: str | None
+
+
+class SkipClient:
+    """Speaks to one key provider.  ``timeout`` bounds each request in seconds."""
+
+    def __init__(self, url: str, tls: ssl.SSLContext, *, timeout: float = TIMEOUT) -> None:
+        self.url = url.rstrip("/")
+        tls.minimum_version = ssl.TLSVersion.TLSv1_3  # what the draft requires of certificates' users
+        self._tls = tls
+        self._timeout = timeout
+        self._session: aiohttp.ClientSession | None = None
+
+    async def aclose(self) -> None:
+        """Close all connections.  May be called twice."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def capabilities(self) -> Capabilities:
+        """Consumes nothing."""
+        answer = await self._call("capabilities", "/capabilities", {})
+        return capabilities_untrusted(answer.body)
+
+    async def new_key(self, remote_system: str) -> Said:
+        """A key nobody had before, of 256 bits.  Raises what the table of this module says."""
+        query = {"remoteSystemID": remote_system, "size": str(8 * KEY_BYTES)}
+        return self._said(await self._call("key", "/key", query))
+
+    async def key(self, remote_system: str, key_id: str) -> Said:
+        """The key that the other end was given.  Raises what the table of this module says."""
+        try:
+            key_id = key_id_untrusted(key_id)
+        except BadAnswer as error:
+            raise UnknownKeyID(f"{self.url}: {error}") from None
+        answer = await self._call("key by keyId", f"/key/{quote(key_id, safe='')}", {"remoteSystemID": remote_system})
+        said = self._said(answer)
+        if said.key.key_id != key_id:
+            wipe(said.key.material)
+            raise BadAnswer(f"{self.url}: the key provider answered with another keyId than was asked for")
+        return said
+
+    def _said(self, answer: _Answer) -> Said:
+        return Said(key_untrusted(answer.body, key_bytes=KEY_BYTES), answer.origin, answer.hops)
+
+    async def _call(self, what: str, path: str, query: dict[str, str]) -> _Answer:
+        url = URL(self.url + path, encoded=True).with_query(query)
+        try:
+            async with asyncio.timeout(self._timeout):
+                answer = await self._once(url)
+        except TimeoutError:
+            raise Unavailable(f"{self.url}: no answer to {what} within {self._timeout:g} s") from None
+        except aiohttp.ClientConnectorCertificateError as error:
+            said = getattr(error.certificate_error, "verify_message", None) or type(error).__name__
+            raise Unavailable(f"{self.url}: the key provider's certificate is refused: {said}") from None
+        except (aiohttp.ClientError, ssl.SSLError, OSError) as error:
+            raise Unavailable(f"{self.url}: the key provider does not answer ({_reason(error)})") from None
+        if answer.status != 200:
+            raise _refusal(self.url, what, answer)
+        return answer
+
+    async def _once(self, url: URL) -> _Answer:
+        async with self._opened().get(url, allow_redirects=False) as response:
+            read = bytearray()
+            async for chunk in response.content.iter_any():
+                read += chunk
+                if len(read) > MAX_BODY:
+                    raise BadAnswer(f"{self.url}: the key provider's answer is longer than {MAX_BODY} bytes")
+            headers = response.headers
+            return _Answer(response.status, bytes(read), headers.get(ORIGIN_HEADER), headers.get(HOPS_HEADER))
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=self._tls, force_close=True),
+                trust_env=False,
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+                middlewares=(_never_again,),
+            )
+        return self._session
+
+
+async def _never_again(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """aiohttp repeats a GET whose connection broke.  Here a GET consumes a key: the error leaves as another type."""
+    try:
+        return await handler(request)
+    except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise Unavailable(f"{request.url.origin()}: the connection broke ({_reason(error)})") from None
+
+
+def _refusal(url: str, what: str, answer: _Answer) -> KeySourceError:
+    text = error_text_untrusted(answer.body)
+    said = f"{url}: {what} answered {answer.status}" + (f": {text}" if text else "")
+    if answer.status in (401, 403):
+        return Unauthorized(said)
+    if answer.status in (400, 404):
+        return UnknownKeyID(said) if what == "key by keyId" else Unavailable(said, answered=True)
+    if answer.status in (429, 503):
+        return Exhausted(said) if what == "key" else Unavailable(said, answered=True)
+    return Unavailable(said) if answer.status >= 500 else BadAnswer(said)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "it closed the connection"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return getattr(error.os_error, "strerror", None) or "no connection"
+    reason = getattr(error, "reason", None)
+    return getattr(error, "strerror", None) or (reason if isinstance(reason, str) else None) or type(error).__name__
