@@ -9,7 +9,6 @@ segment size) are made once and kept: a shape stays the same for the life of a T
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 
 import numpy as np
 
@@ -99,5 +98,5 @@ def blocks(arena: memoryview, packet: Superpacket) -> list[tuple[Superpacket, by
         payload = min(BLOCK * packet.segment, packet.payload - first * packet.segment)
         head = bytearray(arena[: packet.header])
         offload.settle(memoryview(head), 0, packet, first, payload)
-        cut.append((replace(packet, payload=payload), bytes(head)))
+        cut.append((packet._replace(payload=payload), bytes(head)))
     return cut

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from qvpn.dataplane.hooks import PlaneHooks
 from qvpn.dataplane.peers import Peer, PeerTable
-from qvpn.dataplane.runs import Run, RunJoiner, split_runs
+from qvpn.dataplane.runs import Run, RunJoiner
 from qvpn.dataplane.views import RecordViews, ViewCache
 from qvpn.netio import offload
 from qvpn.netio.base import VNET_HEADER, Address, Received, Tun
@@ -52,8 +52,15 @@ class Inbound:
                 self._run(received, None, place, 1, now)
         else:
             views = self._views.of(received.buffer, segment)
-            for first, count in split_runs(views, received.length):
-                self._run(received, views, first, count, now)
+            count, tail = divmod(received.length, segment)
+            whole = count + (tail >= OVERHEAD)
+            if views.is_run(whole):
+                self._run(received, views, 0, whole, now)
+            else:
+                for first, many in views.split(whole):
+                    self._run(received, views, first, many, now)
+            if 0 < tail < OVERHEAD:
+                self._run(received, None, count, 1, now)
         self._flush_packets()
         self._position = 0
 

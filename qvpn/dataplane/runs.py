@@ -10,7 +10,6 @@ it never comes, what is there is settled (:func:`qvpn.netio.offload.settle`) int
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
@@ -23,8 +22,8 @@ from qvpn.netio.offload import Superpacket
 from qvpn.tunnel import ecn, ip
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.epoch import Epoch
-from qvpn.tunnel.records import CONTROL_BIT, OVERHEAD, TAG
-from qvpn.tunnel.replay import BLOCK, INDEX_BITS
+from qvpn.tunnel.records import TAG
+from qvpn.tunnel.replay import BLOCK
 
 RUN_BYTES = 1 << 18
 """A superpacket, and beyond its end the room of one more chunk."""
@@ -33,48 +32,18 @@ SHAPES = 16
 """Shapes of superpackets (header length, segment size) whose views are kept."""
 
 
-def split_runs(views: RecordViews, length: int) -> Iterator[tuple[int, int]]:
-    """Split one receive of several datagrams into runs: (number of the first datagram, how many).
-
-    The datagrams of a run have equal first eight bytes and consecutive data counters in one block.  A handshake
-    datagram, a control record and anything too short is a run of one.
-    """
-    count, tail = divmod(length, views.segment)
-    whole = count + (tail >= OVERHEAD)
-    if views.is_run(whole):
-        yield 0, whole
-    else:
-        yield from _split(views.heads[:whole].tolist(), views.counters[:whole].tolist())
-    if 0 < tail < OVERHEAD:
-        yield count, 1
-
-
-def _split(heads: list[int], counters: list[int]) -> Iterator[tuple[int, int]]:
-    first = 0
-    for here in range(1, len(heads) + 1):
-        joins = (
-            here < len(heads)
-            and heads[here] == heads[first]
-            and counters[here] == counters[here - 1] + 1
-            and counters[here] & (BLOCK - 1)
-            and not counters[here] & CONTROL_BIT
-        )
-        if not joins:
-            yield first, here - first
-            first = here
-
-
 @dataclass(slots=True)
 class _Pending:
     """Chunks of one superpacket, from ``first_place`` on, that stand at the start of the run buffer."""
 
     peer: Peer
     epoch: Epoch
-    block: int
     packet: Superpacket
     head: bytes
     first_place: int
     next_place: int
+    next_counter: int
+    """That a run must begin with to go on here; -1 at the end of a block."""
     end: int
     mark: int
 
@@ -123,10 +92,12 @@ class RunJoiner:
         False if its chunks do not fit together or one of them does not verify: then nothing of the run was used, and
         its datagrams must be handled one by one.  The caller marks the counters when this returns True.
         """
-        packet = offload.parse_superpacket(run.opened, 0, len(run.opened))
+        pending = self._continued(run)
+        packet = pending.packet if pending else offload.parse_superpacket(run.opened, 0, len(run.opened))
         if packet is None or not run.fits(packet):
             return False
-        pending = self._continued(run, packet)
+        if pending is None:
+            self.flush()
         place = run.counter & (BLOCK - 1)
         first_place = pending.first_place if pending else place
         base = (place - first_place) * packet.segment
@@ -140,11 +111,11 @@ class RunJoiner:
         self._pending = _Pending(
             peer=run.peer,
             epoch=run.epoch,
-            block=run.counter >> INDEX_BITS,
             packet=packet,
-            head=bytes(run.opened[: packet.header]),
+            head=pending.head if pending else bytes(run.opened[: packet.header]),
             first_place=first_place,
             next_place=place + run.count,
+            next_counter=run.counter + run.count if place + run.count < BLOCK else -1,
             end=end,
             mark=run.mark,
         )
@@ -184,8 +155,8 @@ class RunJoiner:
             peer.tun_refused += 1
             peer.drops.count(DropReason.TUN_FULL, chunks)
 
-    def _continued(self, run: Run, packet: Superpacket) -> _Pending | None:
-        """What is pending, if this run goes on where it ends; else it is written first.
+    def _continued(self, run: Run) -> _Pending | None:
+        """What is pending, if this run goes on where it ends.
 
         With slices shorter than the header, a header would land on more than the one slice before it, so such
         superpackets are not continued.
@@ -193,14 +164,13 @@ class RunJoiner:
         pending = self._pending
         if (
             pending is not None
+            and pending.next_counter == run.counter
             and pending.epoch is run.epoch
             and pending.mark == run.mark
-            and (pending.block << INDEX_BITS) + pending.next_place == run.counter
-            and pending.head == run.opened[: packet.header]
-            and packet.segment >= packet.header
+            and pending.head == run.opened[: pending.packet.header]
+            and pending.packet.segment >= pending.packet.header
         ):
             return pending
-        self.flush()
         return None
 
     def _decrypt(self, run: Run, packet: Superpacket, at: int) -> None:

@@ -7,32 +7,33 @@ length are kept for the next receive that looks the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
 from qvpn.tunnel.records import CONTROL_BIT, HEADER
 from qvpn.tunnel.replay import BLOCK
 
-U64Array = npt.NDArray[np.uint64]
-
 KEPT = 64
 """Pairs of buffer and length whose views are kept: a bind reads into few buffers."""
 
-_PLACES = np.arange(BLOCK + 1, dtype=np.uint64)
+CONTROL_BYTE = CONTROL_BIT >> 56
+"""What the last byte of the counter has at least in a control record."""
+
+_BYTES = [bytes((value,)) for value in range(256)]
 
 
 class RecordViews:
     """Views into one buffer that holds records of one length, back to back."""
 
-    __slots__ = ("buffer", "counters", "heads", "segment", "slots")
+    __slots__ = ("_headers", "buffer", "segment", "slots")
 
     def __init__(self, buffer: memoryview, segment: int) -> None:
         """``segment`` is at least the length of a record without plaintext."""
-        count = (len(buffer) - HEADER) // segment + 1
         self.buffer = buffer
         self.segment = segment
-        self.heads: U64Array = np.ndarray((count,), "<u8", buffer, 0, (segment,))
-        self.counters: U64Array = np.ndarray((count,), "<u8", buffer, 8, (segment,))
+        self._headers: dict[int, npt.NDArray[np.uint8]] = {}
         self.slots: list[tuple[memoryview, memoryview]] = []
         """Of each record: its nonce, its ciphertext and tag."""
 
@@ -44,15 +45,41 @@ class RecordViews:
             self.slots.append((self.buffer[start + 4 : start + HEADER], text))
 
     def is_run(self, count: int) -> bool:
-        """True if the first ``count`` records have one index and consecutive data counters of one block."""
-        counters = self.counters[:count]
-        first = int(counters[0])
-        if (first & (BLOCK - 1)) + count > BLOCK or first & CONTROL_BIT:
+        """True if the first ``count`` records have one index and consecutive data counters of one block.
+
+        Inside a block only the lowest byte of the counter changes, by one: the headers are compared as a whole with
+        what they must be then.
+        """
+        headers = self._headers.get(count)
+        if headers is None:
+            headers = self._headers[count] = np.ndarray((count, HEADER), "u1", self.buffer, 0, (self.segment, 1))
+        seen = headers.tobytes()
+        first = seen[8]
+        if (first & (BLOCK - 1)) + count > BLOCK or seen[15] >= CONTROL_BYTE:
             return False
-        heads = self.heads[:count].tobytes()
-        if heads != heads[:8] * count:
-            return False
-        return bool(counters.tobytes() == (_PLACES[:count] + counters[0]).tobytes())
+        head, rest = seen[:8], seen[9:HEADER]
+        return seen == head + (rest + head).join(_BYTES[first : first + count]) + rest
+
+    def split(self, count: int) -> Iterator[tuple[int, int]]:
+        """The first ``count`` records as runs: (number of the first, how many).
+
+        Those of a run have equal first eight bytes and consecutive data counters in one block; a handshake datagram
+        and a control record are runs of one.
+        """
+        heads: list[int] = np.ndarray((count,), "<u8", self.buffer, 0, (self.segment,)).tolist()
+        counters: list[int] = np.ndarray((count,), "<u8", self.buffer, 8, (self.segment,)).tolist()
+        first = 0
+        for here in range(1, count + 1):
+            joins = (
+                here < count
+                and heads[here] == heads[first]
+                and counters[here] == counters[here - 1] + 1
+                and counters[here] & (BLOCK - 1)
+                and not counters[here] & CONTROL_BIT
+            )
+            if not joins:
+                yield first, here - first
+                first = here
 
 
 class ViewCache:

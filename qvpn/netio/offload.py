@@ -14,7 +14,7 @@ have given, and the transport checksum is left to the kernel (``NEEDS_CSUM`` wit
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from qvpn.tunnel import ip
 
@@ -54,8 +54,7 @@ def plain_ok(data: memoryview, start: int, length: int) -> bool:
     return bool(header <= csum_start and csum_start + csum_offset + 2 <= length)
 
 
-@dataclass(frozen=True, slots=True)
-class Superpacket:
+class Superpacket(NamedTuple):
     """What the unmodified header of a superpacket says, checked."""
 
     header: int
@@ -136,7 +135,7 @@ def set_header_length(data: memoryview, start: int, packet: Superpacket) -> None
 def narrow(data: memoryview, start: int, packet: Superpacket, segment: int) -> Superpacket:
     """Have a TCP superpacket cut into smaller segments, for a path narrower than its sender knew."""
     struct.pack_into("<H", data, start + 4, segment)
-    return replace(packet, segment=segment)
+    return packet._replace(segment=segment)
 
 
 def _claimed_length(data: memoryview, inner: int, end: int) -> int:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from qvpn.dataplane.runs import split_runs
 from qvpn.dataplane.views import RecordViews
 from qvpn.netio.base import Received
 from qvpn.tunnel.drops import DropReason
@@ -283,7 +282,6 @@ def test_runs_are_cut_at_every_break() -> None:
     ]
     joined = b"".join(batch)
     views = RecordViews(memoryview(joined), 40)
-    assert list(split_runs(views, len(joined))) == [
+    assert list(views.split(len(batch))) == [
         (0, 2), (2, 1), (3, 2), (5, 1), (6, 1), (7, 1), (8, 1), (9, 1), (10, 2),
     ]  # fmt: skip
-    assert list(split_runs(views, len(joined) - 10))[-1] == (11, 1)
