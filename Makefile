@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long lint venv clean
+.PHONY: demo bench test test-long lint venv clean
 
 $(VENV)/.runtime: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qvpn needs Python >= 3.11: set PYTHON=")'
@@ -19,6 +19,12 @@ venv: $(VENV)/.dev
 
 demo: $(VENV)/.runtime
 	@$(BIN)/qvpn demo
+
+# qvpn beside other tunnel programs, about 20 minutes alone on the machine; INSTALL=1 fetches the others first.
+# ROUNDS=1 is a quick look.  Results go to deploy/bench/.
+ROUNDS ?= 5
+bench: $(VENV)/.runtime
+	@$(BIN)/qvpn bench net --rounds $(ROUNDS) --peers all --links all --extras --out deploy/bench $(if $(INSTALL),--install)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qvpn.bench.results import Results
 from qvpn.demo import sandbox
 from qvpn.demo.process import module
 
@@ -54,7 +55,6 @@ def _inside(settings: Settings) -> int:
     # Imported here: the outer process needs none of it.
     from qvpn.bench import machine
     from qvpn.bench.errors import BenchError
-    from qvpn.bench.results import Results
     from qvpn.bench.rounds import go
     from qvpn.bench.table import markdown
 
@@ -68,16 +68,21 @@ def _inside(settings: Settings) -> int:
     say(f"{time.monotonic() - started:.0f} s")
     print(results.to_json() if settings.as_json else markdown(results), flush=True)
     if settings.out is not None:
-        _write(Path(settings.out), results.to_json(), markdown(results))
+        _write(Path(settings.out), results)
     for failure in results.failures:
         say(f"qvpn bench: {failure}")
     return 1 if results.failures else 0
 
 
-def _write(folder: Path, as_json: str, as_markdown: str) -> None:
+def _write(folder: Path, results: Results) -> None:
+    """results.json, results.md, and the chart where there are figures for one."""
+    from qvpn.bench.chart import svg
+    from qvpn.bench.table import markdown
+
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(as_json + "\n")
-    (folder / "results.md").write_text("# qvpn and other userspace tunnels\n\n" + as_markdown)
+    (folder / "results.json").write_text(results.to_json() + "\n")
+    (folder / "results.md").write_text("# qvpn beside other userspace tunnels\n\n" + markdown(results))
+    (folder / "chart.svg").write_text(svg(results))
 
 
 def _settings(arguments: Sequence[str]) -> Settings:

@@ -1,0 +1,80 @@
+"""``qvpn bench net`` from the command line: ours beside the bare link, figures, balanced counters, nothing left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from qvpn.bench.errors import Unbalanced
+from qvpn.bench.measure import take
+from qvpn.demo.process import environment, program
+
+
+def _bench(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [*program("qvpn"), "bench", "net", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment(), check=False)
+
+
+@pytest.fixture(autouse=True)
+def _tools() -> None:
+    missing = [tool for tool in ("iperf3", "ping", "ethtool") if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+
+
+def test_a_short_run_ends_green_and_its_counters_balance(tmp_path: Path) -> None:
+    measures = "tcp1,udp,hot"
+    done = _bench("--rounds", "1", "--seconds", "1", "--measures", measures, "--json", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    rows = {row["tunnel"]: row for row in said["rows"]}
+    assert set(rows) == {"no tunnel", "qvpn"}
+    assert said["failures"] == []
+    for name in ("tcp1_gbits", "udp_pps", "hot_us", "cpu_s_per_gb"):
+        assert rows["qvpn"]["figures"][name][0] > 0, name
+    counts = rows["qvpn"]["counts"][0]
+    assert counts["opened"] == counts["marked"] > 1000
+    assert counts["source_checks"] == counts["tun_writes"] + counts["tun_refused"] > 100
+    assert counts["rekeys"] >= 1
+    assert "round 1/1" in done.stderr
+    assert json.loads((tmp_path / "out/results.json").read_text()) == said
+    assert "qvpn" in (tmp_path / "out/results.md").read_text()
+    assert (tmp_path / "out/chart.svg").read_text().startswith("<svg")
+
+
+def test_an_absent_peer_is_said_to_be_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QVPN_BENCH_CACHE", str(tmp_path))
+    if shutil.which("nebula"):
+        pytest.skip("nebula is installed in this system")
+    done = _bench("--rounds", "1", "--seconds", "1", "--measures", "idle", "--peers", "nebula")
+    assert done.returncode == 0, done.stderr
+    assert "nebula: absent, nebula and nebula-cert not installed" in done.stderr
+    assert "absent: nebula and nebula-cert not installed" in done.stdout
+
+
+def test_wrong_names_are_refused_before_anything_starts() -> None:
+    done = _bench("--peers", "strongswan")
+    assert done.returncode == 2
+    assert "there is no 'strongswan'" in done.stderr
+
+
+def test_unbalanced_counters_are_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real daemons run; one count of what they say is changed on the way."""
+    from qvpn.bench import cases
+    from qvpn.demo.sites import Daemon
+
+    honest = Daemon.status
+
+    def lying(self: Daemon) -> dict[str, object]:
+        status = honest(self)
+        status["peers"][0]["marked"] += 1
+        return status
+
+    monkeypatch.setattr(Daemon, "status", lying)
+    case = next(case for case in cases.plan((), ("default",), ("idle",), extras=False) if case.tunnel.name == "qvpn")
+    with pytest.raises(Unbalanced, match="counters marked"):
+        take(case, tmp_path / "lab", 1)
