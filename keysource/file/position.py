@@ -1,4 +1,4 @@
-"""How far a site has used its key file.  On disk before a key is used, so that kill -9 cannot give a key twice.
+"""How far a site has used its key file or key stream: on disk before a key is used, so that kill -9 gives none twice.
 
 One JSON object per link and end, replaced as a whole: new file, fsync, rename, fsync of the folder.  A lock file
 beside it keeps a second process out.
@@ -48,10 +48,16 @@ class Position:
 
 
 class PositionFile:
-    """The position of one end of one link, in ``folder``.  Not for several threads at once."""
+    """The position of one end of one link, in ``folder``.  Not for several threads at once.
 
-    def __init__(self, folder: Path, link: str, end: End) -> None:
-        self.path = folder / f"keyfile-{link}-{end}.position"
+    ``what`` is what is used up, for people; ``prefix`` begins the file's name.
+    """
+
+    def __init__(
+        self, folder: Path, link: str, end: End, *, prefix: str = "keyfile", what: str = "key file", key: str = "path"
+    ) -> None:
+        self.path = folder / f"{prefix}-{link}-{end}.position"
+        self._what, self._key = what, key
         self._identity = {"version": _VERSION, "link": link, "end": end.value}
         self._folder = -1
         self._lock = -1
@@ -71,14 +77,14 @@ class PositionFile:
             return self._read()
         except BlockingIOError:
             self.close()
-            raise BadSettings(f"{self.path}: another process uses this key file", key="path") from None
+            raise BadSettings(f"{self.path}: another process uses this {self._what}", key=self._key) from None
         except OSError as error:
             self.close()
-            raise BadSettings(f"{self.path}: {error.strerror}", key="path") from error
+            raise BadSettings(f"{self.path}: {error.strerror}", key=self._key) from error
         except (ValueError, KeyError, TypeError):
             self.close()
             raise BadSettings(
-                f"{self.path}: is damaged; start again with a new key file at both sites", key="path"
+                f"{self.path}: is damaged; start again with a new {self._what} at both sites", key=self._key
             ) from None
 
     def write(self, position: Position) -> None:
