@@ -13,15 +13,21 @@ import traceback
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import structlog
 import typer
 
+from keysource.kme import crashpoints
+from keysource.kme.audit import AuditError
 from keysource.kme.config import EXAMPLE, ConfigError, KmeConfig, load
 from keysource.kme.control import ControlError, ask
+from keysource.kme.credentials import contexts
 from keysource.kme.faults import Fault, fault_named
+from keysource.kme.listener import ListenError
 from keysource.kme.logs import set_up
-from keysource.kme.server import KmeServer, ListenError, contexts
-from keysource.kme.store import StoreError
+from keysource.kme.records import StoreError
+from keysource.kme.server import KmeServer
 
+log = structlog.get_logger("kme")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The KME's configuration, TOML.")]
 Device = Annotated[str, typer.Option(help="Device socket, relative to the site's folder.")]
@@ -51,14 +57,15 @@ def serve(
     ordered = _fault(fault)
     config = _load(file)
     try:
-        server = KmeServer(config, ordered)
+        server = KmeServer(config, ordered, file)
     except ConfigError as error:
         _fail(f"{file}: {error}", 2)
     set_up(json_lines=not sys.stderr.isatty())
+    _arm_crash_point()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold keys
     try:
         asyncio.run(server.run())
-    except (StoreError, ListenError, ControlError) as error:
+    except (StoreError, ListenError, ControlError, AuditError) as error:
         _fail(str(error), 1)
 
 
@@ -127,6 +134,14 @@ def pair(
         _fail(str(error), 2)
     for site, file in zip(sites, files, strict=True):
         print(f"on {site.host}: qvpn-kme serve {file}")
+
+
+def _arm_crash_point() -> None:
+    try:
+        if crashpoints.arm_from_environment():
+            log.warning("this process kills itself at a point that its environment names; this is a test")
+    except ValueError as error:
+        _fail(str(error), 2)
 
 
 def _load(file: Path) -> KmeConfig:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from keysource.etsi014.settings import check_sae
+from keysource.kme.records import UNIT_BITS
 from keysource.settings import Address, Place, mistakes
 
 EXAMPLE = """\
@@ -27,11 +28,26 @@ private_key = "pki/kme-alice.key"        # mode 0600
 ca = "pki/ca.crt"                        # the only authority whose SAEs and KMEs are believed
 store = "state/kme.sqlite"               # in a folder of its own, mode 0700
 # control = "state/control.sock"         # qvpn-kme status and fault; default: beside the store
+# audit = "state/audit.jsonl"            # who got which key and when; default: beside the store
+# site_key = "site.key"                  # wraps what is stored: a 0600 file; default: one made beside the store, which
+                                         # a thief of the disk gets too; "credential:NAME": one of the systemd service
+# epoch_keys = "state/kme.sqlite.epochs" # keys under the site key, overwritten as they retire; never back it up
+# sae_id_from = "cn"                     # where an SAE's certificate has its SAE ID: "cn", or "san-uri"
+# sae_id_prefix = ""                     # what such a URI begins with, left out of the SAE ID: "urn:example:sae:"
 
 [limits]                                 # all optional
 # max_key_per_request = 128
 # max_key_count = 100000                 # stored keys of a link; older free keys make room for new ones
 # reserved_for = 86400                   # seconds that a reserved key waits for its slave SAE
+# key_size = 256                         # bits of a key where nobody says a size; all three are multiples of 8
+# min_key_size = 64
+# max_key_size = 4096                    # a key costs whole units of 256 bits of the link
+# max_SAE_ID_count = 8                   # additional slaves of one key; 0: no multicast
+# requests_per_second = 100.0            # of one SAE; 0: as many as it likes
+# burst = 1000                           # requests that it may make at once after a rest
+# keys_per_second = 0.0                  # that one SAE may draw as master; 0: as many as there are
+# refuse_unhandled_optional = false      # true: an extension_optional that we do not know is refused
+# key_epoch = 3600                       # seconds after which stored keys are wrapped anew
 
 [[peer_kme]]
 id = "kme-bob"                           # the common name of its certificate
@@ -45,6 +61,7 @@ peer_kme = "kme-bob"
 [[sae]]
 id = "sae-alice"                         # the common name of its certificate
 may_share_with = ["sae-bob"]             # the other way round must stand at the other KME
+# requests_per_second = 100.0            # for this one instead of [limits]; so are burst and keys_per_second
 """
 
 
@@ -71,6 +88,10 @@ ListenAddress = Annotated[Address, BeforeValidator(_address)]
 """``HOST:PORT`` of a listener; port 0 lets the system choose."""
 Url = Annotated[str, BeforeValidator(_https)]
 Name = Annotated[str, BeforeValidator(_sae_id)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)]
+"""Per second; 0 stands for no limit."""
+MAX_UNITS = 4096
+"""Of 256 bits, that one request may take."""
 
 
 class _Table(BaseModel):
@@ -86,12 +107,42 @@ class Kme(_Table):
     ca: str
     store: str
     control: str | None = None
+    audit: str | None = None
+    site_key: str | None = None
+    epoch_keys: str | None = None
+    sae_id_from: Literal["cn", "san-uri"] = "cn"
+    sae_id_prefix: str = ""
+
+    @model_validator(mode="after")
+    def _prefix_has_a_uri(self) -> Kme:
+        if self.sae_id_prefix and self.sae_id_from != "san-uri":
+            raise ValueError('sae_id_prefix belongs to sae_id_from = "san-uri"')
+        return self
 
 
 class Limits(_Table):
     max_key_per_request: int = Field(default=128, ge=1, le=1024)
     max_key_count: int = Field(default=100_000, ge=1, le=10_000_000)
     reserved_for: int = Field(default=86_400, ge=10)
+    key_size: int = Field(default=UNIT_BITS, ge=8, multiple_of=8)
+    min_key_size: int = Field(default=64, ge=8, multiple_of=8)
+    max_key_size: int = Field(default=4096, le=65_536, multiple_of=8)
+    max_SAE_ID_count: int = Field(default=8, ge=0, le=64)
+    requests_per_second: Rate = 100.0
+    burst: int = Field(default=1000, ge=1)
+    keys_per_second: Rate = 0.0
+    refuse_unhandled_optional: bool = False
+    key_epoch: int = Field(default=3600, ge=1)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Limits:
+        if not self.min_key_size <= self.key_size <= self.max_key_size:
+            raise ValueError("key_size must lie between min_key_size and max_key_size")
+        if self.max_key_per_request * -(-self.max_key_size // UNIT_BITS) > MAX_UNITS:
+            raise ValueError(
+                f"one request could take more than {MAX_UNITS * UNIT_BITS} bits; lower max_key_per_request"
+            )
+        return self
 
 
 class PeerKme(_Table):
@@ -108,6 +159,9 @@ class Link(_Table):
 class Sae(_Table):
     id: Name
     may_share_with: list[Name] = Field(default_factory=list)
+    requests_per_second: Rate | None = None
+    burst: int | None = Field(default=None, ge=1)
+    keys_per_second: Rate | None = None
 
 
 class KmeConfig(_Table):
@@ -146,12 +200,21 @@ class KmeConfig(_Table):
     def control_path(self) -> Path:
         return self.path(self.kme.control) if self.kme.control else self.path(self.kme.store).parent / "control.sock"
 
+    @property
+    def audit_path(self) -> Path:
+        return self.path(self.kme.audit) if self.kme.audit else self.path(self.kme.store).parent / "audit.jsonl"
+
     def local_sae(self, name: str) -> Sae | None:
         return next((sae for sae in self.sae if sae.id == name), None)
 
     def peer_of(self, sae: str) -> PeerKme | None:
         """The KME that serves a foreign SAE."""
         return next((peer for peer in self.peer_kme if sae in peer.saes), None)
+
+    def saes_at(self, kme: str) -> list[str]:
+        """The SAEs that another KME serves."""
+        peer = self.peer(kme)
+        return peer.saes if peer else []
 
     def peer(self, kme: str) -> PeerKme | None:
         return next((peer for peer in self.peer_kme if peer.id == kme), None)
@@ -172,6 +235,21 @@ def load(file: Path) -> KmeConfig:
         raise ConfigError("\n".join(lines)) from None
     config._base = file.resolve().parent
     return config
+
+
+def needs_restart(old: KmeConfig, new: KmeConfig) -> str:
+    """What a running KME cannot take over, as a sentence; empty where it can.
+
+    It can take SAEs and who may share with whom, limits, and the certificates' files.
+    """
+    files = {"certificate": "", "private_key": "", "ca": "", "sae_id_from": "cn", "sae_id_prefix": ""}
+    if old.kme.model_copy(update=files) != new.kme.model_copy(update=files):
+        return "[kme]: only certificates and sae_id_from change without a restart"
+    if old.link != new.link or [(p.id, p.url) for p in old.peer_kme] != [(p.id, p.url) for p in new.peer_kme]:
+        return "[[peer_kme]] and [[link]] change only with a restart (the saes of a peer without)"
+    if old.limits.max_key_count != new.limits.max_key_count:
+        return "[limits] max_key_count changes only with a restart"
+    return ""
 
 
 def _sentence(where: Place, text: str) -> str:

@@ -18,6 +18,7 @@ from keysource.base import wipe
 from keysource.device.client import DeviceClient, follow
 from keysource.device.messages import AlarmEvent, BlockEvent, Event, VoidEvent
 from keysource.errors import KeySourceError, Unavailable
+from keysource.kme import crashpoints
 from keysource.kme.site import Site
 from keysource.kme.store import LinkRow, StoreError
 
@@ -86,12 +87,14 @@ class Feed:
         row = self._link.row
         if row is None:
             raise Unavailable("a block before hello")
+        crashpoints.at("block.received")
         try:
             new = await self._site.db(lambda store: store.add_block(row, event.block, event.keys))
         finally:
             wipe(event.keys)
         self._link.row = await self._site.db(lambda store: store.link(self._peer))
         await device.ack(event.block)
+        crashpoints.at("block.acknowledged")
         if new:
             log.info("block stored", peer=self._peer, block=event.block, keys=event.count)
         else:

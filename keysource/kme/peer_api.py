@@ -1,30 +1,36 @@
-"""What the other KMEs see: ``peering``'s one method, on a listener of its own."""
+"""What the other KMEs see: the methods of ``peering``, on a listener of its own."""
 
 from __future__ import annotations
+
+import time
 
 import structlog
 from aiohttp import web
 
 from keysource.etsi014.messages import to_json
-from keysource.kme import peering
-from keysource.kme.auth import caller
+from keysource.kme import crashpoints, peering
+from keysource.kme.audit import Audit
+from keysource.kme.auth import certificate_of, common_name
 from keysource.kme.logs import hashed
-from keysource.kme.sae_api import MAX_BODY, Handler, Refused, bounded_errors
+from keysource.kme.records import BadDeposit, Reservation, Terms
+from keysource.kme.sae_api import Handler, Refused, bounded_errors
 from keysource.kme.site import Site
 
 log = structlog.get_logger("kme")
 
 
 class PeerApi:
-    """Serves ``POST /kmapi/v1/reserve`` to the KMEs of the configuration."""
+    """Serves the KMEs of the configuration."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, audit: Audit) -> None:
         self._site = site
-        self._config = site.config
+        self._audit = audit
 
     def application(self) -> web.Application:
-        application = web.Application(client_max_size=MAX_BODY, middlewares=[self._middleware])
-        application.router.add_post(peering.PATH, self._reserve)
+        application = web.Application(client_max_size=peering.MAX_BODY, middlewares=[self._middleware])
+        application.router.add_post(peering.RESERVE, self._reserve)
+        application.router.add_post(peering.DEPOSIT, self._deposit)
+        application.router.add_post(peering.WITHDRAW, self._withdraw)
         return application
 
     @web.middleware
@@ -32,31 +38,91 @@ class PeerApi:
         return await bounded_errors(handler)(request)
 
     async def _reserve(self, request: web.Request) -> web.Response:
-        peer = caller(request)
-        if peer is None or self._config.peer(peer) is None:
-            log.warning("a stranger was refused at the KMEs' listener", common_name=(peer or "")[:64])
-            raise Refused(401, "")
+        peer = self._caller(request)
+        crashpoints.at("reserve.asked")
         try:
-            asked = peering.request_untrusted(await request.read())
+            asked = peering.request_untrusted(peering.ReserveRequest, await request.read())
+            offers = asked.offers()
         except ValueError as error:
             raise Refused(400, str(error)) from None
-        master, slave = asked.master_SAE_ID, asked.slave_SAE_IDs[0]
-        self._check(peer, master, slave, asked.link)
-        answer = await self._site.reserve(peer, master, slave, asked.offers())
+        terms = asked.terms()
+        self._check(peer, terms, asked.link)
+        answer = await self._site.reserve(peer, terms, offers)
         missing = set(answer.missing)
-        held = [hashed(key.key_ID) for key in asked.keys if key.key_ID not in missing]
-        log.info("reserved", peer=peer, master=master, slave=slave, keys=held, missing=len(missing))
+        held = [offer.key_id for offer in offers if not missing & {unit.key_id for unit in offer.units}]
+        return await self._reserved(request, peer, terms, held, answer)
+
+    async def _deposit(self, request: web.Request) -> web.Response:
+        peer = self._caller(request)
+        try:
+            asked = peering.request_untrusted(peering.DepositRequest, await request.read())
+            deposits = asked.deposits()
+        except ValueError as error:
+            raise Refused(400, str(error)) from None
+        terms = asked.terms()
+        self._check(peer, terms, asked.link)
+        try:
+            answer = await self._site.deposit(peer, terms, deposits)
+        except BadDeposit as error:
+            log.error("a deposit was refused", peer=peer, reason=str(error))
+            raise Refused(409, str(error)) from None
+        held = [] if answer.missing else [deposit.key_id for deposit in deposits]
+        return await self._reserved(request, peer, terms, held, answer)
+
+    async def _reserved(
+        self, request: web.Request, peer: str, terms: Terms, held: list[str], answer: Reservation
+    ) -> web.Response:
+        if held:
+            facts = {"peer": peer, "master": terms.master, "slaves": list(terms.slaves), "size": terms.size}
+            self._audit.write("reserved", held, **facts)
+        hashes = [hashed(key_id) for key_id in held]
+        log.info(
+            "reserved",
+            peer=peer,
+            master=terms.master,
+            slaves=list(terms.slaves),
+            keys=hashes,
+            missing=len(answer.missing),
+        )
         body = peering.ReserveAnswer(
             missing=answer.missing, first_block=answer.first_block, next_block=answer.next_block
         )
-        return web.Response(body=to_json(body), content_type="application/json")
+        response = web.Response(body=to_json(body), content_type="application/json")
+        await response.prepare(request)
+        await response.write_eof()
+        crashpoints.at("reserve.answered")
+        return response
 
-    def _check(self, peer: str, master: str, slave: str, link: str) -> None:
-        served = self._config.peer_of(master)
-        local = self._config.local_sae(slave)
-        if served is None or served.id != peer or local is None or master not in local.may_share_with:
-            log.warning("these SAEs may not share keys", peer=peer, master=master, slave=slave)
-            raise Refused(403, f"{slave!r} shares no keys with {master!r} here")
+    async def _withdraw(self, request: web.Request) -> web.Response:
+        peer = self._caller(request)
+        try:
+            asked = peering.request_untrusted(peering.WithdrawRequest, await request.read())
+        except ValueError as error:
+            raise Refused(400, str(error)) from None
+        gone = await self._site.withdrawn(peer, asked.tokens)
+        self._audit.write("withdrawn", peer=peer, number=gone)
+        log.info("withdrawn by the other KME", peer=peer, keys=gone)
+        return web.json_response({"gone": gone})
+
+    def _caller(self, request: web.Request) -> str:
+        peer = common_name(certificate_of(request))
+        if peer is None or self._site.config.peer(peer) is None:
+            log.warning("a stranger was refused at the KMEs' listener", common_name=(peer or "")[:64])
+            self._audit.refused("stranger at the KMEs' listener", time.monotonic(), kme=(peer or "")[:64])
+            raise Refused(401, "")
+        return peer
+
+    def _check(self, peer: str, terms: Terms, link: str) -> None:
+        config = self._site.config
+        served = config.peer_of(terms.master)
+        for slave in terms.slaves:
+            local = config.local_sae(slave)
+            if served is None or served.id != peer or local is None or terms.master not in local.may_share_with:
+                log.warning("these SAEs may not share keys", peer=peer, master=terms.master, slave=slave)
+                self._audit.refused("may not share", time.monotonic(), kme=peer, sae=terms.master, slave=slave)
+                raise Refused(403, f"{slave!r} shares no keys with {terms.master!r} here")
+        if len(set(terms.slaves)) != len(terms.slaves):
+            raise Refused(400, "slave_SAE_IDs: each may stand once")
         row = self._site.links[peer].row
         if row is not None and row.name != link:
             log.error("the devices are not of one link", peer=peer, here=row.name, there=link[:64])

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import sqlite3
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -16,19 +18,21 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from keysource.base import KEY_BYTES, wipe
+from keysource.base import wipe
 from keysource.etsi014 import messages
 from keysource.etsi014.messages import Error, Extension, KeyContainer, KeyEntry, KeyIDs, KeyRequest, Status
-from keysource.kme.auth import caller
-from keysource.kme.config import Limits, PeerKme
+from keysource.kme import crashpoints, extensions, multicast
+from keysource.kme.audit import Audit, AuditError
+from keysource.kme.auth import certificate_of, sae_reader
+from keysource.kme.config import KmeConfig, Limits, PeerKme, Sae
 from keysource.kme.faults import SLOW_SECONDS, Fault, FaultSwitch
 from keysource.kme.logs import hashed
+from keysource.kme.ratelimit import RateLimits
+from keysource.kme.records import ANY, KeysNotFound, NotTheSlave, StoredKey, StoreError, Terms, Wanted, weakest
 from keysource.kme.site import EXHAUSTED, NotNow, Site
-from keysource.kme.store import KeysNotFound, NotTheSlave, StoredKey
 
 MAX_BODY = 256 * 1024
 RETRY_AFTER = 2
-KEY_BITS = 8 * KEY_BYTES
 log = structlog.get_logger("kme")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -40,6 +44,14 @@ class Refused(Exception):
         super().__init__(message)
         self.status = status
         self.details = details or []
+
+
+class TooOften(Exception):
+    """An SAE asks faster than it may; ``seconds`` is when it may come again."""
+
+    def __init__(self, message: str, seconds: int) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 def error_response(
@@ -68,7 +80,12 @@ def bounded_errors(handler: Handler) -> Handler:
             return error_response(400, f"the body is longer than {MAX_BODY} bytes")
         except web.HTTPException as error:
             return error_response(error.status, error.reason)
-        except sqlite3.Error as error:
+        except TooOften as error:
+            return error_response(503, str(error), [{"qvpn_reason": "rate"}], retry_after=error.seconds)
+        except AuditError as error:
+            log.error("nothing is handed out without an audit log", error=str(error))
+            return error_response(503, "the audit log cannot be written")
+        except (sqlite3.Error, StoreError) as error:
             log.error("the store fails", error=str(error))
             return error_response(503, "the key store fails")
         except Exception as error:
@@ -81,10 +98,21 @@ def bounded_errors(handler: Handler) -> Handler:
 class SaeApi:
     """The three methods for the SAEs of one KME."""
 
-    def __init__(self, site: Site, faults: FaultSwitch) -> None:
+    def __init__(self, site: Site, faults: FaultSwitch, audit: Audit) -> None:
         self._site = site
-        self._config = site.config
         self._faults = faults
+        self._audit = audit
+        self.reconfigure()
+
+    def reconfigure(self) -> None:
+        """The site has another configuration; everybody's buckets are full again."""
+        kme = self._site.config.kme
+        self._sae_id = sae_reader(kme.sae_id_from, kme.sae_id_prefix)
+        self._rates = RateLimits(self._site.config)
+
+    @property
+    def _config(self) -> KmeConfig:
+        return self._site.config
 
     @property
     def _limits(self) -> Limits:
@@ -110,11 +138,15 @@ class SaeApi:
         answer = await bounded_errors(handler)(request)
         if fault is Fault.SLOW:
             await asyncio.sleep(SLOW_SECONDS)
+        if answer.status == 200:
+            await answer.prepare(request)
+            await answer.write_eof()
+            crashpoints.at(request.path.rpartition("/")[2][:3] + ".answered")
         return answer
 
     async def _status(self, request: web.Request) -> web.Response:
-        master, slave = self._caller(request), request.match_info["sae"]
-        peer = self._peer_of(master, slave)
+        sae, slave = self._caller(request), request.match_info["sae"]
+        peer = self._peer_of(sae, slave)
         link, counts = self._site.links[peer.id], await self._site.counts(peer.id)
         empty = self._faults.fault is Fault.EMPTY
         extension: Extension = {
@@ -124,47 +156,84 @@ class SaeApi:
             extension |= {"qvpn_origin": link.row.origin.value, "qvpn_hops": link.row.hops}
         measured = {"qvpn_alarm": link.alarm or None, "qvpn_qber": link.qber, "qvpn_key_rate": link.key_rate}
         extension |= {name: value for name, value in measured.items() if value is not None}
+        per_key = Terms(sae.id, (slave,), self._limits.key_size).units
         status = Status(
             source_KME_ID=self._config.kme.id,
             target_KME_ID=peer.id,
-            master_SAE_ID=master,
+            master_SAE_ID=sae.id,
             slave_SAE_ID=slave,
-            key_size=KEY_BITS,
-            stored_key_count=0 if empty else counts.own_free,
-            max_key_count=self._limits.max_key_count,
+            key_size=self._limits.key_size,
+            stored_key_count=0 if empty else counts.own_free // per_key,
+            max_key_count=self._limits.max_key_count // per_key,
             max_key_per_request=self._limits.max_key_per_request,
-            max_key_size=KEY_BITS,
-            min_key_size=KEY_BITS,
-            max_SAE_ID_count=0,
+            max_key_size=self._limits.max_key_size,
+            min_key_size=self._limits.min_key_size,
+            max_SAE_ID_count=self._limits.max_SAE_ID_count,
             status_extension=extension,
         )
         return web.Response(body=messages.to_json(status), content_type="application/json")
 
     async def _enc_keys(self, request: web.Request) -> web.Response:
-        master, slave = self._caller(request), request.match_info["sae"]
-        peer = self._peer_of(master, slave)
+        sae, slave = self._caller(request), request.match_info["sae"]
+        self._peer_of(sae, slave)
+        crashpoints.at("enc.asked")
         asked = self._key_request_of_get(request) if request.method == "GET" else await self._key_request(request)
-        self._check(asked)
+        size = self._limits.key_size if asked.size is None else asked.size
+        self._check(asked, size)
+        shares = self._shares(sae, [slave, *asked.additional_slave_SAE_IDs], size)
+        wanted = self._wanted(asked)
         if self._faults.fault is Fault.EMPTY:
             raise NotNow(f"no keys are left for {slave!r}", reason=EXHAUSTED)
-        keys = await self._site.issue(peer.id, master, slave, asked.number)
-        log.info("issued", master=master, slave=slave, keys=[hashed(key.key_id) for key in keys])
+        self._wait(sae, "keys", self._rates.keys(sae, asked.number, time.monotonic()))
+        self._audit.open()
+        keys = await self._issue(shares, asked.number, wanted)
+        slaves = [slave for terms in shares.values() for slave in terms.slaves]
+        self._record("issued", keys, master=sae.id, slaves=slaves, size=size)
+        log.info("issued", master=sae.id, slave=slave, keys=[hashed(key.key_id) for key in keys])
         return self._container(keys)
 
+    async def _issue(self, shares: multicast.Shares, number: int, wanted: Wanted) -> list[StoredKey]:
+        try:
+            if len(shares) > 1:
+                return await multicast.issue(self._site, shares, number, wanted)
+            [(peer, terms)] = shares.items()
+            return await self._site.issue(peer, terms, number, wanted)
+        except NotNow as error:
+            if error.reason == EXHAUSTED and wanted != ANY and await self._enough(shares, number):
+                raise Refused(400, messages.MANDATORY_UNMET) from None
+            raise
+
+    async def _enough(self, shares: multicast.Shares, number: int) -> bool:
+        """Are there keys for this, if only of another kind?"""
+        return all([(await self._site.counts(p)).own_free >= number * terms.units for p, terms in shares.items()])
+
     async def _dec_keys(self, request: web.Request) -> web.Response:
-        slave, master = self._caller(request), request.match_info["sae"]
+        sae, master = self._caller(request), request.match_info["sae"]
+        crashpoints.at("dec.asked")
         key_ids = self._key_ids_of_get(request) if request.method == "GET" else await self._key_ids(request)
         if self._faults.fault is Fault.EMPTY:
             raise Refused(400, messages.KEYS_NOT_FOUND)
+        self._audit.open()
         try:
-            keys = await self._site.fetch(master, slave, key_ids)
+            keys = await self._site.fetch(master, sae.id, key_ids)
         except NotTheSlave:
-            log.warning("not the slave of these keys", sae=slave, keys=[hashed(key_id) for key_id in key_ids[:8]])
+            log.warning("not the slave of these keys", sae=sae.id, keys=[hashed(key_id) for key_id in key_ids[:8]])
+            self._audit.refused("not the slave of these keys", time.monotonic(), sae=sae.id, master=master)
             raise Refused(401, "") from None
         except KeysNotFound:
             raise Refused(400, messages.KEYS_NOT_FOUND) from None
-        log.info("fetched", master=master, slave=slave, keys=[hashed(key.key_id) for key in keys])
+        self._record("fetched", keys, master=master, slave=sae.id)
+        log.info("fetched", master=master, slave=sae.id, keys=[hashed(key.key_id) for key in keys])
         return self._container(keys)
+
+    def _record(self, event: str, keys: list[StoredKey], **facts: Any) -> None:
+        origin, hops = weakest(key.origin for key in keys), max(key.hops for key in keys)
+        try:
+            self._audit.write(event, [key.key_id for key in keys], **facts, origin=origin.value, hops=hops)
+        except AuditError:  # gone from the store and not handed out: burnt
+            for key in keys:
+                wipe(key.material)
+            raise
 
     def _container(self, keys: list[StoredKey]) -> web.Response:
         entries = []
@@ -183,24 +252,59 @@ class SaeApi:
 
     # Who may
 
-    def _caller(self, request: web.Request) -> str:
-        sae = caller(request)
-        if sae is None or self._config.local_sae(sae) is None:
-            log.warning("a stranger was refused", common_name=(sae or "")[:64])
+    def _caller(self, request: web.Request) -> Sae:
+        name = self._sae_id(certificate_of(request))
+        sae = self._config.local_sae(name) if name is not None else None
+        if sae is None:
+            log.warning("a stranger was refused", sae=(name or "")[:64])
+            self._audit.refused("stranger", time.monotonic(), sae=(name or "")[:64])
             raise Refused(401, "")
+        self._wait(sae, "requests", self._rates.request(sae, time.monotonic()))
         return sae
 
-    def _peer_of(self, master: str, slave: str) -> PeerKme:
+    def _wait(self, sae: Sae, what: str, seconds: float) -> None:
+        if seconds:
+            self._audit.refused(f"too many {what}", time.monotonic(), sae=sae.id)
+            raise TooOften(f"{sae.id!r} asks for too many {what}; again in {seconds:.1f} s", math.ceil(seconds))
+
+    def _peer_of(self, sae: Sae, slave: str) -> PeerKme:
         peer = self._config.peer_of(slave)
         if peer is None:
-            raise Refused(400, "no KME is known that serves this slave SAE")
-        local = self._config.local_sae(master)
-        if local is None or slave not in local.may_share_with:
-            log.warning("these SAEs may not share keys", master=master, slave=slave)
+            raise Refused(400, f"no KME is known that serves the slave SAE {slave[:64]!r}")
+        if slave not in sae.may_share_with:
+            log.warning("these SAEs may not share keys", master=sae.id, slave=slave)
+            self._audit.refused("may not share", time.monotonic(), sae=sae.id, slave=slave)
             raise Refused(401, "")
         return peer
 
+    def _shares(self, sae: Sae, slaves: list[str], size: int) -> multicast.Shares:
+        """Which KME serves which of the slaves; that of the first slave comes first."""
+        if len(slaves) - 1 > self._limits.max_SAE_ID_count:
+            most = self._limits.max_SAE_ID_count
+            raise Refused(400, f"additional_slave_SAE_IDs: max_SAE_ID_count of this KME is {most}")
+        if len(set(slaves)) != len(slaves):
+            raise Refused(400, "additional_slave_SAE_IDs: an SAE stands twice")
+        places: dict[str, list[str]] = {}
+        for slave in slaves:
+            places.setdefault(self._peer_of(sae, slave).id, []).append(slave)
+        return {peer: Terms(sae.id, tuple(some), size) for peer, some in places.items()}
+
     # What was asked
+
+    def _wanted(self, asked: KeyRequest) -> Wanted:
+        """What the extensions ask for.  Raises :class:`Refused` in the words of the standard."""
+        if names := extensions.unknown(asked.extension_mandatory):
+            details: list[Extension] = [
+                {"extension_mandatory_unsupported": f"{name} is not supported"} for name in names
+            ]
+            raise Refused(400, messages.MANDATORY_UNSUPPORTED, details)
+        if self._limits.refuse_unhandled_optional and (names := extensions.unknown(asked.extension_optional)):
+            details = [{"extension_optional_unhandled": f"{name} is not handled"} for name in names]
+            raise Refused(400, messages.OPTIONAL_UNHANDLED, details)
+        try:
+            return extensions.wanted(asked.extension_mandatory)
+        except extensions.BadExtension as error:
+            raise Refused(400, messages.MANDATORY_UNMET, [{"extension_mandatory_unmet": str(error)}]) from None
 
     def _key_request_of_get(self, request: web.Request) -> KeyRequest:
         values: dict[str, Any] = {}
@@ -219,22 +323,15 @@ class SaeApi:
         except ValueError as error:
             raise Refused(400, str(error)) from None
 
-    def _check(self, asked: KeyRequest) -> None:
+    def _check(self, asked: KeyRequest, size: int) -> None:
         """Raises :class:`Refused` for what this KME does not do, in the words of the standard where it has some."""
-        if asked.size is not None and asked.size % 8:
+        limits = self._limits
+        if size % 8:
             raise Refused(400, messages.SIZE_NOT_MULTIPLE)
-        if asked.size not in (None, KEY_BITS):
-            raise Refused(400, f"size: only keys of {KEY_BITS} bits are served")
-        if not 1 <= asked.number <= self._limits.max_key_per_request:
-            raise Refused(400, f"number: 1 to {self._limits.max_key_per_request} keys may be asked for")
-        if asked.additional_slave_SAE_IDs:
-            raise Refused(400, "additional_slave_SAE_IDs: max_SAE_ID_count of this KME is 0")
-        mandatory = [name for extension in asked.extension_mandatory for name in extension]
-        if mandatory:
-            details: list[Extension] = [
-                {"extension_mandatory_unsupported": f"{name[:64]} is not supported"} for name in mandatory[:16]
-            ]
-            raise Refused(400, messages.MANDATORY_UNSUPPORTED, details)
+        if not limits.min_key_size <= size <= limits.max_key_size:
+            raise Refused(400, f"size: keys of {limits.min_key_size} to {limits.max_key_size} bits are served")
+        if not 1 <= asked.number <= limits.max_key_per_request:
+            raise Refused(400, f"number: 1 to {limits.max_key_per_request} keys may be asked for")
 
     def _key_ids_of_get(self, request: web.Request) -> list[str]:
         if list(request.query) != ["key_ID"]:

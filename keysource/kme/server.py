@@ -7,108 +7,76 @@ import contextlib
 import os
 import signal
 import sqlite3
-import ssl
-import stat
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import structlog
-from aiohttp import web
 
-from keysource.etsi014 import tls
-from keysource.kme.config import ConfigError, KmeConfig
+from keysource.kme.audit import Audit, AuditError
+from keysource.kme.config import ConfigError, KmeConfig, load, needs_restart
 from keysource.kme.control import ControlServer
+from keysource.kme.credentials import contexts, fingerprint, not_after
 from keysource.kme.faults import Fault, FaultSwitch, fault_named
 from keysource.kme.feed import Feed
+from keysource.kme.listener import Listener, ListenError
 from keysource.kme.peer_api import PeerApi
 from keysource.kme.peering import PeerClient
+from keysource.kme.records import StoreError
 from keysource.kme.sae_api import SaeApi
 from keysource.kme.site import Site
-from keysource.settings import Address
 
 _HOUSEKEEPING = 60.0
-_BACKLOG = 512
+_LOOK_AT_FILES = 2.0
 log = structlog.get_logger("kme")
-
-
-class ListenError(Exception):
-    """A listener cannot be opened; one sentence."""
-
-
-class Listener:
-    """One TLS listener that can be closed and opened again at the same port."""
-
-    def __init__(self, address: Address, context: ssl.SSLContext, application: Callable[[], web.Application]) -> None:
-        self.address = address
-        self._context = context
-        self._application = application
-        self._runner: web.AppRunner | None = None
-
-    async def open(self) -> None:
-        """Raises :class:`ListenError`."""
-        if self._runner is not None:
-            return
-        runner = web.AppRunner(self._application(), access_log=None, handle_signals=False, shutdown_timeout=0.5)
-        await runner.setup()
-        site = web.TCPSite(
-            runner,
-            self.address.host,
-            self.address.port,
-            ssl_context=self._context,
-            backlog=_BACKLOG,
-            reuse_address=True,
-        )
-        try:
-            await site.start()
-        except OSError as error:
-            await runner.cleanup()
-            raise ListenError(f"{self.address}: {os.strerror(error.errno) if error.errno else error}") from None
-        self._runner = runner
-        self.address = Address(host=self.address.host, port=runner.addresses[0][1])
-
-    async def close(self) -> None:
-        """Stop listening and cut the connections there are."""
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            await runner.cleanup()
 
 
 class KmeServer:
     """Everything that ``qvpn-kme serve`` runs."""
 
-    def __init__(self, config: KmeConfig, fault: Fault = Fault.NONE) -> None:
-        """Reads the certificates.  Raises :class:`ConfigError`."""
-        self.config = config
+    def __init__(self, config: KmeConfig, fault: Fault = Fault.NONE, file: Path | None = None) -> None:
+        """Reads the certificates.  ``file`` is read again on SIGHUP.  Raises :class:`ConfigError`."""
+        self._file = file
         self.faults = FaultSwitch(fault)
-        server, client = contexts(config)
-        peers = {peer.id: PeerClient(peer.id, peer.url, client) for peer in config.peer_kme}
+        self._fingerprint = fingerprint(config)
+        server, _client = contexts(config)
+        peers = {peer.id: PeerClient(peer.id, peer.url, contexts(config)[1]) for peer in config.peer_kme}
         self.site = Site(config, peers)
+        self.audit = Audit(config.audit_path, config.kme.id)
         self._feeds = [Feed(self.site, link.peer_kme, config.path(link.device)) for link in config.link]
-        sae_api, peer_api = SaeApi(self.site, self.faults), PeerApi(self.site)
+        self._sae_api = SaeApi(self.site, self.faults, self.audit)
+        peer_api = PeerApi(self.site, self.audit)
         self._listeners = [
-            Listener(config.kme.listen, server, sae_api.application),
+            Listener(config.kme.listen, server, self._sae_api.application),
             Listener(config.kme.peer_listen, server, peer_api.application),
         ]
         self._control = ControlServer(config.control_path, self._answer)
         self._switching = asyncio.Lock()
 
+    @property
+    def config(self) -> KmeConfig:
+        return self.site.config
+
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until SIGTERM or SIGINT.
 
         Raises:
-            StoreError, ListenError, ControlError: it cannot start.
+            StoreError, ListenError, ControlError, AuditError: it cannot start.
         """
         stop = asyncio.Event()
+        hangup = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
         try:
+            self.audit.open()
             await self.site.open()
             await self._control.start()
             await self._apply(self.faults.fault)
             tasks = [asyncio.create_task(feed.run()) for feed in self._feeds]
-            tasks += [asyncio.create_task(self._housekeeping()), asyncio.create_task(_wait(stop))]
+            tasks += [asyncio.create_task(work) for work in (self._housekeeping(), self._follow_files(hangup))]
+            tasks.append(asyncio.create_task(_wait(stop)))
             log.info("ready", kme=self.config.kme.id, sae=str(self._listeners[0].address), pid=os.getpid())
             ready()
             done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -125,14 +93,48 @@ class KmeServer:
         for listener in self._listeners:
             await listener.close()
         await self.site.aclose()
+        self.audit.close()
 
     async def _housekeeping(self) -> None:
         while True:
             try:
-                await self.site.expire()
-            except sqlite3.Error as error:
+                if gone := await self.site.expire():
+                    self.audit.write("expired", number=gone)
+                await self.site.turn_epoch()
+            except (sqlite3.Error, StoreError, AuditError, OSError) as error:
                 log.error("the store fails", error=str(error))
-            await asyncio.sleep(_HOUSEKEEPING)
+            await asyncio.sleep(min(_HOUSEKEEPING, self.config.limits.key_epoch / 2))
+
+    async def _follow_files(self, hangup: asyncio.Event) -> None:
+        """SIGHUP: configuration and certificates anew; certificates also when their files change."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_AT_FILES):
+                    await hangup.wait()
+            ordered = hangup.is_set()
+            hangup.clear()
+            now = fingerprint(self.config)
+            if ordered or now != self._fingerprint:
+                self._fingerprint = now
+                try:
+                    await self._reload(ordered)
+                except ConfigError as error:
+                    log.error("nothing was reloaded, all goes on as it was", reason=str(error))
+
+    async def _reload(self, configuration: bool) -> None:
+        """Raises :class:`ConfigError`; then nothing has changed."""
+        config = load(self._file) if configuration and self._file else self.config
+        if mistake := needs_restart(self.config, config):
+            raise ConfigError(mistake)
+        server, _client = contexts(config)
+        clients = {peer.id: contexts(config)[1] for peer in config.peer_kme}
+        self.site.config = config
+        self._sae_api.reconfigure()
+        self._fingerprint = fingerprint(config)
+        for listener in self._listeners:
+            await listener.renew(server)
+        await asyncio.gather(*(self.site.peers[peer].renew(context) for peer, context in clients.items()))
+        log.info("reloaded", configuration=configuration, certificate_ends=not_after(config))
 
     async def _apply(self, fault: Fault) -> None:
         async with self._switching:
@@ -161,6 +163,7 @@ class KmeServer:
             links.append(
                 {
                     "peer_kme": peer,
+                    "saes": self.config.saes_at(peer),
                     "link": row.name if row else None,
                     "origin": row.origin.value if row else None,
                     "next_block": row.next_block if row else 0,
@@ -175,34 +178,15 @@ class KmeServer:
         return {
             "kme": self.config.kme.id,
             "pid": os.getpid(),
+            "epoch": (await self.site.db(lambda store: store.epoch))[0],
+            "certificate_ends": not_after(self.config),
+            "audit": str(self.config.audit_path),
+            "saes": [{"id": sae.id, "may_share_with": sae.may_share_with} for sae in self.config.sae],
             "listen": str(self._listeners[0].address),
             "peer_listen": str(self._listeners[1].address),
             "fault": self.faults.fault.value,
             "links": links,
         }
-
-
-def contexts(config: KmeConfig) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """TLS for the listeners, and for calls to other KMEs.  Raises :class:`ConfigError`."""
-    ca = _read(config, "ca", config.kme.ca)
-    certificate = _read(config, "certificate", config.kme.certificate)
-    private_key = _read(config, "private_key", config.kme.private_key, secret=True)
-    try:
-        return tls.server_context(ca, certificate, private_key), tls.client_context(ca, certificate, private_key)
-    except ValueError as error:
-        raise ConfigError(f"[kme]: {error}") from None
-
-
-def _read(config: KmeConfig, key: str, name: str, *, secret: bool = False) -> bytes:
-    path: Path = config.path(name)
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if not stat.S_ISREG(mode) or (secret and mode & 0o077):
-                raise ConfigError(f"[kme] {key}: {path} must be a file with mode 0600")
-            return file.read()
-    except OSError as error:
-        raise ConfigError(f"[kme] {key}: {path}: {error.strerror}") from None
 
 
 async def _wait(event: asyncio.Event) -> None:

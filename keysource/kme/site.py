@@ -22,18 +22,47 @@ from typing import TypeVar
 import structlog
 
 from keysource.base import Owner
-from keysource.kme.config import KmeConfig, PeerKme
+from keysource.kme import crashpoints
+from keysource.kme.config import KmeConfig
+from keysource.kme.epochs import site_key_path
 from keysource.kme.logs import hashed
 from keysource.kme.peering import PeerClient, PeerUnavailable
-from keysource.kme.store import Counts, KeysNotFound, LinkRow, Offer, Reservation, Store, StoredKey
+from keysource.kme.records import (
+    ANY,
+    Counts,
+    Deposit,
+    KeysNotFound,
+    LinkRow,
+    Offer,
+    Reservation,
+    StoredKey,
+    Terms,
+    Unit,
+    Wanted,
+)
+from keysource.kme.store import Store
 
 _T = TypeVar("_T")
-_ROUNDS = 8
+ROUNDS = 8
 _MOST_PENDING = 4096
 ISSUE_TIMEOUT = 1.6
+Taken = tuple[Unit, StoredKey]
 EXHAUSTED = "exhausted"  # only for lack of keys
 NOT_OWNER = "not-owner"  # all keys of the link are issued at its other end
 log = structlog.get_logger("kme")
+
+
+def open_store(config: KmeConfig) -> Store:
+    """The store of a configuration.  Raises :class:`~keysource.kme.records.StoreError`."""
+    kme = config.kme
+    return Store(
+        config.path(kme.store),
+        kme.id,
+        max_keys=config.limits.max_key_count,
+        site_key=site_key_path(kme.site_key, config.path("")) if kme.site_key else None,
+        epoch_keys=config.path(kme.epoch_keys) if kme.epoch_keys else None,
+        now=time.time(),
+    )
 
 
 class NotNow(Exception):
@@ -48,7 +77,7 @@ class NotNow(Exception):
 class LinkState:
     """What is known of a link and its device now."""
 
-    peer: PeerKme
+    peer: str
     row: LinkRow | None = None
     """None before the device has ever said hello."""
     connected: bool = False
@@ -68,9 +97,16 @@ class _Pending:
     """An own key that was offered and not yet issued."""
 
     offer: Offer
-    master: str
-    slave: str
+    terms: Terms
     under_way: bool = True
+
+
+def _free_own(store: Store, peer: str, limit: int, wanted: Wanted) -> list[Unit]:
+    return store.free_own(peer, limit, wanted)
+
+
+def _too_few(terms: Terms) -> NotNow:
+    return NotNow(f"too few keys are left for {', '.join(map(repr, terms.slaves))}", reason=EXHAUSTED)
 
 
 class Site:
@@ -78,19 +114,20 @@ class Site:
 
     def __init__(self, config: KmeConfig, peers: dict[str, PeerClient]) -> None:
         self.config = config
-        self.links = {peer.id: LinkState(peer) for peer in config.peer_kme}
-        self._peers = peers
+        self.links = {peer.id: LinkState(peer.id) for peer in config.peer_kme}
+        self.peers = peers
         self._store: Store | None = None
         self._thread = ThreadPoolExecutor(1, "store")
         self._pending: dict[str, _Pending] = {}
-        self._choosing = asyncio.Lock()
+        self._busy: set[str] = set()
+        """Units that make up the pending keys."""
+        self.choosing = asyncio.Lock()
 
     async def open(self) -> None:
         """Raises :class:`~keysource.kme.store.StoreError`."""
-        config = self.config
-        self._store = await self._run(
-            lambda: Store(config.path(config.kme.store), config.kme.id, max_keys=config.limits.max_key_count)
-        )
+        self._store = await self._run(partial(open_store, self.config))
+        if self._store.migrated:
+            log.info("the store of an older release was brought up to date; its keys are wrapped now")
         for peer, state in self.links.items():
             state.row = await self._run(partial(self._store.link, peer))
             if state.row and state.row.alarm:
@@ -98,7 +135,7 @@ class Site:
 
     async def aclose(self) -> None:
         """Close store and connections to the other KMEs."""
-        for peer in self._peers.values():
+        for peer in self.peers.values():
             await peer.aclose()
         store, self._store = self._store, None
         if store is not None:
@@ -118,46 +155,63 @@ class Site:
     async def counts(self, peer: str) -> Counts:
         return await self.db(lambda store: store.counts(peer))
 
-    async def expire(self) -> None:
-        """Forget reservations whose slave never came."""
+    async def expire(self) -> int:
+        """Forget reservations whose slave never came.  Returns how many."""
         limit = time.time() - self.config.limits.reserved_for
         if gone := await self.db(lambda store: store.expire(limit)):
             log.warning("reserved keys expired, their slave SAE never fetched them", count=gone)
+        return gone
+
+    async def turn_epoch(self) -> None:
+        """Begin a new epoch where it is time for one; wrap anew what old ones wrapped, and destroy those."""
+        now = time.time()
+        _number, begun = await self.db(lambda store: store.epoch)
+        if not begun <= now < begun + self.config.limits.key_epoch:
+            await self.db(lambda store: store.begin_epoch(now))
+        while await self.db(lambda store: store.rewrap()):
+            pass  # requests come between
 
     # Master's side
 
-    async def issue(self, peer: str, master: str, slave: str, number: int) -> list[StoredKey]:
-        """``number`` own keys, reserved at the other KME, deleted here.
+    async def issue(self, peer: str, terms: Terms, number: int, wanted: Wanted = ANY) -> list[StoredKey]:
+        """``number`` keys made of own units, reserved at the other KME, deleted here.
 
         Raises:
             NotNow: too few keys, an alarm, or the other KME is not there.
         """
+        link = await self.usable(peer, terms, number * terms.units)
+        try:
+            async with asyncio.timeout(ISSUE_TIMEOUT):
+                return await self._issue(peer, link, terms, number, wanted)
+        except TimeoutError:
+            raise NotNow(f"KME {peer!r} takes too long") from None
+
+    async def usable(self, peer: str, terms: Terms, units: int) -> str:
+        """The name of a link over which ``units`` own units may be issued now.  Raises :class:`NotNow`."""
         link = self.links[peer]
         if link.alarm:
             raise NotNow(f"the link to {peer!r} has an alarm ({link.alarm})")
         if link.row and link.row.owner is not Owner.ALTERNATE and Owner(link.row.end) is not link.row.owner:
             raise NotNow(f"all keys of the link to {peer!r} are issued there", reason=NOT_OWNER)
-        if link.row is None or (await self.counts(peer)).own_free < number:
-            raise NotNow(f"fewer than {number} keys are left for {slave!r}", reason=EXHAUSTED)
-        try:
-            async with asyncio.timeout(ISSUE_TIMEOUT):
-                return await self._issue(link, link.row.name, master, slave, number)
-        except TimeoutError:
-            raise NotNow(f"KME {peer!r} takes too long") from None
+        if link.row is None or (await self.counts(peer)).own_free < units:
+            raise _too_few(terms)
+        return link.row.name
 
-    async def _issue(self, link: LinkState, name: str, master: str, slave: str, number: int) -> list[StoredKey]:
-        peer = link.peer.id
-        reserved: list[str] = []
-        mine: list[str] = []
+    async def _issue(self, peer: str, link: str, terms: Terms, number: int, wanted: Wanted) -> list[StoredKey]:
+        reserved: list[Offer] = []
+        mine: list[Offer] = []
         try:
-            for _ in range(_ROUNDS):
-                offers = await self._choose(peer, master, slave, number - len(reserved), mine)
-                answer = await self._offer(peer, name, master, slave, offers)
+            for _ in range(ROUNDS):
+                offers = await self._choose(peer, terms, number - len(reserved), wanted, mine)
+                crashpoints.at("enc.chosen")
+                answer = await self._offer(peer, link, terms, offers)
                 missing = set(answer.missing)
-                reserved += [offer.key_id for offer in offers if offer.key_id not in missing]
-                await self._drop_missing(peer, [offer for offer in offers if offer.key_id in missing], answer)
+                lacking = [offer for offer in offers if missing & {unit.key_id for unit in offer.units}]
+                reserved += [offer for offer in offers if offer not in lacking]
+                self._forget(lacking)
+                await self.drop_missing(peer, [unit for offer in lacking for unit in offer.units], answer)
                 if len(reserved) == number:
-                    return await self._hand_out(peer, reserved)
+                    return await self._hand_out(peer, reserved, terms.size)
             raise NotNow(f"too many keys are not held by KME {peer!r}", reason=EXHAUSTED)
         except KeysNotFound:  # a void or a full store took one away between offer and answer
             self._forget(reserved)
@@ -165,76 +219,127 @@ class Site:
         finally:
             self._release(mine)
 
-    async def _hand_out(self, peer: str, reserved: list[str]) -> list[StoredKey]:
-        keys = await self.db(lambda store: store.issue(peer, reserved))
+    async def _hand_out(self, peer: str, reserved: list[Offer], size: int) -> list[StoredKey]:
+        crashpoints.at("enc.reserved")
+        units = [[unit.key_id for unit in offer.units] for offer in reserved]
+        keys = await self.db(lambda store: store.issue(peer, units, size))
         self._forget(reserved)
         return keys
 
-    async def _choose(self, peer: str, master: str, slave: str, number: int, mine: list[str]) -> list[Offer]:
-        """Offers for ``number`` more keys, noted in ``mine``: what was offered to this pair before and got no answer
-        may be offered again, what another call or pair has is left alone."""
-        async with self._choosing:
-            free = await self.db(lambda store: store.free_own(peer, number + len(self._pending)))
+    async def _choose(self, peer: str, terms: Terms, number: int, wanted: Wanted, mine: list[Offer]) -> list[Offer]:
+        """Offers for ``number`` more keys, noted in ``mine``: what was offered on these terms before and got no
+        answer may be offered again; what another call has, or was offered on other terms, is left alone."""
+        async with self.choosing:
+            limit = number * terms.units + len(self._busy)
+            free = await self.db(lambda store: store.free_own(peer, limit, wanted))
+            listed = {unit.key_id for unit in free}
             chosen: list[_Pending] = []
-            for key_id, block in free:
-                known = self._pending.get(key_id)
-                if known is None:
-                    chosen.append(_Pending(Offer(key_id, block, secrets.token_urlsafe(18)), master, slave))
-                elif not known.under_way and (known.master, known.slave) == (master, slave):
-                    chosen.append(known)
+            fresh: list[Unit] = []
+            for unit in free:
+                known = self._pending.get(unit.key_id)
+                if known and not known.under_way and known.terms == terms:
+                    if listed.issuperset(part.key_id for part in known.offer.units):
+                        chosen.append(known)
+                elif unit.key_id not in self._busy:
+                    fresh.append(unit)
+                if len(fresh) == terms.units:
+                    (first, *more), fresh = fresh, []
+                    offer = Offer(first.key_id, first.block, secrets.token_urlsafe(18), tuple(more))
+                    chosen.append(_Pending(offer, terms))
             if len(chosen) < number:
-                raise NotNow(f"fewer than {number} keys are left for {slave!r}", reason=EXHAUSTED)
+                raise _too_few(terms)
             for pending in chosen[:number]:
-                pending.under_way = True
-                self._pending[pending.offer.key_id] = pending
-                mine.append(pending.offer.key_id)
+                self._note(pending)
+                mine.append(pending.offer)
             return [pending.offer for pending in chosen[:number]]
 
-    async def _offer(self, peer: str, name: str, master: str, slave: str, offers: list[Offer]) -> Reservation:
+    async def take(self, wanted: Wanted, terms: Terms, counts: dict[str, int]) -> dict[str, list[Taken]]:
+        """Delete that many own units of each link and return them: whatever happens next, they are spent.
+
+        Raises:
+            NotNow: one link has too few.
+        """
+        async with self.choosing:
+            chosen: list[tuple[str, list[Unit]]] = []
+            for peer, count in counts.items():
+                limit = count + len(self._busy)
+                found = await self.db(partial(_free_own, peer=peer, limit=limit, wanted=wanted))
+                free = [unit for unit in found if unit.key_id not in self._busy][:count]
+                if len(free) < count:
+                    raise _too_few(terms)
+                chosen.append((peer, free))
+            names = [(peer, [unit.key_id for unit in units]) for peer, units in chosen]
+            taken = await self.db(lambda store: store.take(names))
+        return {peer: list(zip(units, keys, strict=True)) for (peer, units), keys in zip(chosen, taken, strict=True)}
+
+    async def _offer(self, peer: str, link: str, terms: Terms, offers: list[Offer]) -> Reservation:
         try:
-            return await self._peers[peer].reserve(name, master, slave, offers)
+            return await self.peers[peer].reserve(link, terms, offers)
         except PeerUnavailable as error:
             log.warning("nothing is issued", reason=str(error), keys=[hashed(offer.key_id) for offer in offers[:8]])
             raise NotNow(str(error)) from None
 
-    def _release(self, key_ids: Sequence[str]) -> None:
-        """This call is over: what it offered in vain may be offered again to the same pair."""
-        for key_id in key_ids:
-            if pending := self._pending.get(key_id):
-                pending.under_way = False
-        if len(self._pending) > _MOST_PENDING:  # the other KME will say that these are taken, and they are dropped
-            self._pending = {key_id: pending for key_id, pending in self._pending.items() if pending.under_way}
+    async def drop_missing(self, peer: str, units: Sequence[Unit], answer: Reservation) -> None:
+        """Units that the other KME will never have are deleted; those that it may still get wait.
 
-    async def _drop_missing(self, peer: str, missing: list[Offer], answer: Reservation) -> None:
-        """Keys that the other KME will never have are deleted; keys that it may still get wait."""
-        gone = [offer.key_id for offer in missing if offer.block < answer.next_block]
+        Raises:
+            NotNow: there are such.
+        """
+        missing = [unit for unit in units if unit.key_id in set(answer.missing)]
+        gone = [unit.key_id for unit in missing if unit.block < answer.next_block]
         if missing:
-            keep = set(self._pending)
+            keep = set(self._busy)
             dropped = await self.db(lambda store: store.drop_own(peer, gone, below=answer.first_block, keep=keep))
             log.warning("the other KME does not hold all keys", peer=peer, dropped=dropped)
-        self._forget([offer.key_id for offer in missing])
         if len(gone) < len(missing):
             raise NotNow(f"KME {peer!r} has not received these keys from its device yet", reason=EXHAUSTED)
 
-    def _forget(self, key_ids: Sequence[str]) -> None:
-        for key_id in key_ids:
-            self._pending.pop(key_id, None)
+    def _note(self, pending: _Pending) -> None:
+        pending.under_way = True
+        self._pending[pending.offer.key_id] = pending
+        self._busy.update(unit.key_id for unit in pending.offer.units)
+
+    def _release(self, offers: Sequence[Offer]) -> None:
+        """This call is over: what it offered in vain may be offered again on the same terms."""
+        for offer in offers:
+            if pending := self._pending.get(offer.key_id):
+                pending.under_way = False
+        if len(self._pending) > _MOST_PENDING:  # the other KME will say that these are taken, and they are dropped
+            self._forget([pending.offer for pending in self._pending.values() if not pending.under_way])
+
+    def _forget(self, offers: Sequence[Offer]) -> None:
+        for offer in offers:
+            self._pending.pop(offer.key_id, None)
+            self._busy.difference_update(unit.key_id for unit in offer.units)
 
     # Slave's side
 
-    async def reserve(self, peer: str, master: str, slave: str, offers: list[Offer]) -> Reservation:
+    async def reserve(self, peer: str, terms: Terms, offers: list[Offer]) -> Reservation:
         """The other KME is about to issue these keys.  ``NotNow`` while our device reports an alarm."""
-        link = self.links[peer]
-        if link.alarm:
-            raise NotNow(f"the link to {peer!r} has an alarm ({link.alarm})")
-        if link.row is None:
-            return Reservation([offer.key_id for offer in offers], 0, 0)
+        if self._well(peer).row is None:
+            return Reservation([unit.key_id for offer in offers for unit in offer.units], 0, 0)
         now = time.time()
-        return await self.db(lambda store: store.reserve(peer, master, slave, offers, now))
+        return await self.db(lambda store: store.reserve(peer, terms, offers, now))
+
+    async def deposit(self, peer: str, terms: Terms, deposits: list[Deposit]) -> Reservation:
+        """The same for keys of another link.  Raises :class:`NotNow`, :class:`~keysource.kme.records.BadDeposit`."""
+        self._well(peer)
+        now = time.time()
+        return await self.db(lambda store: store.deposit(peer, terms, deposits, now))
+
+    async def withdrawn(self, peer: str, tokens: list[str]) -> int:
+        """The other KME will not issue these.  Returns how many are gone."""
+        return await self.db(lambda store: store.withdraw(peer, tokens))
 
     async def fetch(self, master: str, slave: str, key_ids: list[str]) -> list[StoredKey]:
         """Raises :class:`NotTheSlave` or :class:`KeysNotFound`; then nothing is gone."""
         return await self.db(lambda store: store.fetch(master, slave, key_ids))
+
+    def _well(self, peer: str) -> LinkState:
+        link = self.links[peer]
+        if link.alarm:
+            raise NotNow(f"the link to {peer!r} has an alarm ({link.alarm})")
+        return link
 
     # What the device says
 

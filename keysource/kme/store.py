@@ -1,144 +1,85 @@
 """One KME's keys at rest: SQLite, written to the disk before anybody is told.  Synchronous; one thread at a time.
 
-The two KMEs of a link have a store each and never share one.  A key is in one of two states::
+The two KMEs of a link have a store each and never share one.  A link delivers *units* of 256 bits; a key is made of
+one or more of them.  A unit belongs to one end, a key is in one of two states::
 
-    own keys (this end issues them)     free ──── issue() ───▶ gone, bytes go to the master SAE
-    the other end's keys                free ─ reserve() ─▶ reserved ─ fetch() ─▶ gone, bytes go to the slave SAE
+    own units (this end issues them)    free ──── issue() ───▶ gone, bytes go to the master SAE
+    the other end's units               free ─ reserve() ─▶ waiting for its slaves ─ fetch() ─▶ gone
 
 Each arrow is one transaction, on the disk (WAL, ``synchronous=FULL``) when it returns.  So a crash may lose a key
-that was on its way out, and can never give one out twice.  What is deleted is overwritten in the database file
-(``secure_delete``); copies in the write-ahead log live on until the next checkpoint, and in a flash disk for longer.
+that was on its way out, and can never give one out twice.  Key bytes lie wrapped under the key of an epoch
+(:mod:`keysource.kme.epochs`); what is deleted is overwritten in the database file (``secure_delete``), and what
+copies of it there are elsewhere die with the epoch.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import sqlite3
+import hmac
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from keysource.base import KEY_BYTES, End, Origin, Owner, derive_key_id
+from keysource.base import KEY_BYTES, End, Origin, Owner, derive_key_id, wipe
+from keysource.kme import crashpoints
+from keysource.kme.records import (
+    ANY,
+    BadDeposit,
+    Counts,
+    Deposit,
+    KeysNotFound,
+    LinkRow,
+    NotTheSlave,
+    Offer,
+    Reservation,
+    StoredKey,
+    StoreError,
+    Terms,
+    Unit,
+    Wanted,
+    at_most,
+    deposit_tag,
+    weakest,
+    xor,
+)
+from keysource.kme.schema import MAX_BLOCK, delivery_label, unit_label
+from keysource.kme.vault import Vault
 
-_MAX_BLOCK = 2**63 - 1
-_SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE link (
-    peer TEXT PRIMARY KEY,       -- KME at the other end
-    name TEXT NOT NULL,          -- of the link, as both devices say it
-    end TEXT NOT NULL,
-    owner TEXT NOT NULL,
-    origin TEXT NOT NULL,
-    hops INTEGER NOT NULL,
-    next_block INTEGER NOT NULL, -- all blocks below were received
-    alarm TEXT NOT NULL,         -- '' or what the device said last
-    issued INTEGER NOT NULL,     -- keys given to masters here
-    fetched INTEGER NOT NULL     -- keys given to slaves here
-) WITHOUT ROWID;
-CREATE TABLE key (
-    key_id TEXT PRIMARY KEY,
-    peer TEXT NOT NULL,
-    own INTEGER NOT NULL,        -- 1: issued at this end
-    block INTEGER NOT NULL,
-    position INTEGER NOT NULL,
-    origin TEXT NOT NULL,
-    hops INTEGER NOT NULL,
-    material BLOB NOT NULL,
-    master TEXT,                 -- NULL while free
-    slave TEXT,
-    token TEXT,                  -- names the one offer that reserved the key
-    since REAL
-) WITHOUT ROWID;
-CREATE INDEX key_order ON key (peer, own, master, block, position);
-CREATE INDEX key_since ON key (since) WHERE since IS NOT NULL;
-"""
-
-
-class StoreError(Exception):
-    """The store cannot be opened, or is another KME's; one sentence."""
-
-
-class KeysNotFound(Exception):
-    """At least one key_ID is not here for this pair; nothing was touched."""
+__all__ = [
+    "BadDeposit",
+    "Counts",
+    "Deposit",
+    "KeysNotFound",
+    "LinkRow",
+    "NotTheSlave",
+    "Offer",
+    "Reservation",
+    "Store",
+    "StoreError",
+    "StoredKey",
+    "Terms",
+    "Unit",
+]
 
 
-class NotTheSlave(Exception):
-    """At least one key is reserved for another slave SAE; nothing was touched."""
-
-
-@dataclass(frozen=True, slots=True)
-class LinkRow:
-    """What is remembered of a link.  ``alarm`` is empty where there is none."""
-
-    peer: str
-    name: str
-    end: End
-    owner: Owner
-    origin: Origin
-    hops: int
-    next_block: int = 0
-    alarm: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredKey:
-    """A key that has just left the store."""
-
-    key_id: str
-    material: bytearray = field(repr=False)
-    origin: Origin
-    hops: int
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A key that the other KME is asked to reserve.  ``token`` is random and told to that KME only."""
-
-    key_id: str
-    block: int
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """How the other KME answers: key_IDs that it cannot reserve, and how far its stock reaches."""
-
-    missing: list[str]
-    first_block: int
-    """It has no free key of the asking end in any block below."""
-    next_block: int
-    """It has received all blocks below."""
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    own_free: int
-    peer_free: int
-    reserved: int
-    issued: int
-    fetched: int
-
-
-class Store:
+class Store(Vault):
     """See the module.  Open it, use it from one thread at a time, close it."""
 
-    def __init__(self, path: Path, kme_id: str, *, max_keys: int) -> None:
-        """Raises :class:`StoreError`."""
-        self.path = path
-        self._max_keys = max_keys
-        self._lock = _private_lock(path)
-        try:
-            self._db = _connect(path)
-            self._adopt(kme_id)
-        except BaseException:
-            os.close(self._lock)
-            raise
+    def __init__(
+        self,
+        path: Path,
+        kme_id: str,
+        *,
+        max_keys: int,
+        site_key: Path | None = None,
+        epoch_keys: Path | None = None,
+        now: float = 0.0,
+    ) -> None:
+        """``site_key`` must exist where it is given; else one is made beside the store.  ``now`` is in seconds.
 
-    def close(self) -> None:
-        self._db.close()
-        os.close(self._lock)
+        Raises:
+            StoreError: see :class:`StoreError`.
+        """
+        super().__init__(path, kme_id, site_key=site_key, epoch_keys=epoch_keys, now=now)
+        self._max_keys = max_keys
 
     # Links
 
@@ -170,211 +111,283 @@ class Store:
         with self._transaction():
             self._db.execute("UPDATE link SET alarm = ? WHERE peer = ?", (alarm, peer))
 
-    # Keys that arrive
+    # Units that arrive
 
     def add_block(self, link: LinkRow, block: int, keys: bytearray) -> bool:
-        """Store a block; False where it was received before.  Older free keys make room for it.
+        """Store a block; False where it was received before.  Older free units make room for it.
 
         Raises:
             StoreError: a block number that SQLite cannot hold.
         """
-        if block > _MAX_BLOCK - 1:
+        if block > MAX_BLOCK - 1:
             raise StoreError(f"block number {block} is too large")
         with self._transaction():
             (next_block,) = self._db.execute("SELECT next_block FROM link WHERE peer = ?", (link.peer,)).fetchone()
             if block < next_block:
                 return False
-            self._db.executemany(
-                "INSERT INTO key (key_id, peer, own, block, position, origin, hops, material)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                _rows(link, block, keys),
-            )
+            rows = self._rows(link, block, keys)
+            self._db.executemany("INSERT INTO key VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.execute("UPDATE link SET next_block = ? WHERE peer = ?", (block + 1, link.peer))
             self._make_room(link.peer)
+            crashpoints.at("block.in-transaction")
+        crashpoints.at("block.stored")
         return True
 
     def void(self, peer: str, before: int) -> int:
-        """The other end does not have blocks below ``before``: delete their free keys.  Returns how many."""
+        """The other end does not have blocks below ``before``: delete their free units.  Returns how many."""
         with self._transaction():
             return self._db.execute(
-                "DELETE FROM key WHERE peer = ? AND master IS NULL AND block < ?", (peer, min(before, _MAX_BLOCK))
+                "DELETE FROM key WHERE peer = ? AND block < ?", (peer, min(before, MAX_BLOCK))
             ).rowcount
 
+    def _rows(self, link: LinkRow, block: int, keys: bytearray) -> Iterator[tuple[object, ...]]:
+        for position in range(len(keys) // KEY_BYTES):
+            material = keys[position * KEY_BYTES : (position + 1) * KEY_BYTES]
+            own = int(link.owner.of(position) is link.end)
+            key_id = derive_key_id(link.name, block, position)
+            sealed = self._seal(unit_label(key_id, link.peer, own), material)
+            wipe(material)
+            yield key_id, link.peer, own, block, position, link.origin.value, link.hops, *sealed
+
     def _make_room(self, peer: str) -> None:
-        (over,) = self._db.execute("SELECT count(*) - ? FROM key WHERE peer = ?", (self._max_keys, peer)).fetchone()
+        count = "SELECT (SELECT count(*) FROM key WHERE peer = :p) + (SELECT count(*) FROM delivery WHERE peer = :p)"
+        over = self._db.execute(count, {"p": peer}).fetchone()[0] - self._max_keys
         while over > 0:
-            free = "FROM key WHERE peer = ? AND master IS NULL"
-            (oldest,) = self._db.execute(f"SELECT min(block) {free}", (peer,)).fetchone()
+            (oldest,) = self._db.execute("SELECT min(block) FROM key WHERE peer = ?", (peer,)).fetchone()
             if oldest is None:
-                return  # all that is left is reserved, and waits for its slave
-            over -= self._db.execute(f"DELETE {free} AND block = ?", (peer, oldest)).rowcount
+                return  # all that is left waits for its slaves
+            over -= self._db.execute("DELETE FROM key WHERE peer = ? AND block = ?", (peer, oldest)).rowcount
 
     # Master's side
 
-    def free_own(self, peer: str, limit: int) -> list[tuple[str, int]]:
-        """(key_ID, block) of at most ``limit`` own free keys, oldest first."""
-        return self._db.execute(
-            "SELECT key_id, block FROM key WHERE peer = ? AND own = 1 AND master IS NULL"
-            " ORDER BY block, position LIMIT ?",
-            (peer, limit),
-        ).fetchall()
+    def free_own(self, peer: str, limit: int, wanted: Wanted = ANY) -> list[Unit]:
+        """At most ``limit`` own free units, oldest first."""
+        query = "SELECT key_id, block FROM key WHERE peer = ? AND own = 1"
+        values: list[object] = [peer]
+        if wanted != ANY:
+            query += f" AND hops <= ? AND origin IN ({', '.join('?' * len(wanted.origins))})"
+            values += [wanted.max_hops, *(origin.value for origin in wanted.origins)]
+        rows = self._db.execute(query + " ORDER BY block, position LIMIT ?", [*values, limit])
+        return [Unit(*row) for row in rows]
 
     def drop_own(self, peer: str, key_ids: Collection[str], *, below: int, keep: Collection[str]) -> int:
-        """Delete own free keys that the other KME does not hold: ``key_ids`` and all below block ``below``, except
+        """Delete own free units that the other KME does not hold: ``key_ids`` and all below block ``below``, except
         ``keep``.  Returns how many."""
         with self._transaction():
             found = self._db.execute(
-                "SELECT key_id FROM key WHERE peer = ? AND own = 1 AND master IS NULL AND block < ?",
-                (peer, min(below, _MAX_BLOCK)),
+                "SELECT key_id FROM key WHERE peer = ? AND own = 1 AND block < ?", (peer, min(below, MAX_BLOCK))
             )
             gone = {row[0] for row in found} - set(keep) | set(key_ids)
             rows = [(key_id, peer) for key_id in gone]
             return self._db.executemany("DELETE FROM key WHERE key_id = ? AND peer = ? AND own = 1", rows).rowcount
 
-    def issue(self, peer: str, key_ids: Sequence[str]) -> list[StoredKey]:
-        """Delete own free keys and return them, all or none.
+    def issue(self, peer: str, keys: Sequence[Sequence[str]], size: int) -> list[StoredKey]:
+        """Delete own free units and return the keys of ``size`` bits that they make, all or none.
+
+        Each key is a list of units' key_IDs; the first names it.
 
         Raises:
-            KeysNotFound: one is gone meanwhile.
+            KeysNotFound: a unit is gone meanwhile.
         """
+        with self._taking() as taking:
+            made = [self.joined([self._take(peer, unit, 1, taking) for unit in units], size) for units in keys]
+            self._db.execute("UPDATE link SET issued = issued + ? WHERE peer = ?", (len(made), peer))
+            crashpoints.at("enc.in-transaction")
+        crashpoints.at("enc.committed")
+        return made
+
+    def take(self, wanted: Sequence[tuple[str, Sequence[str]]]) -> list[list[StoredKey]]:
+        """Delete own free units of several links, all or none: for keys that go to slaves at several KMEs.
+
+        Raises:
+            KeysNotFound: a unit is gone meanwhile.
+        """
+        with self._taking() as taking:
+            taken = [[self._take(peer, unit, 1, taking) for unit in units] for peer, units in wanted]
+            crashpoints.at("multicast.in-transaction")
+        crashpoints.at("multicast.taken")
+        return taken
+
+    def count_issued(self, peer: str, number: int) -> None:
+        """Keys whose units were taken before went out."""
         with self._transaction():
-            keys = [self._take(key_id, "own = 1 AND master IS NULL") for key_id in key_ids]
-            self._db.execute("UPDATE link SET issued = issued + ? WHERE peer = ?", (len(keys), peer))
-        return keys
+            self._db.execute("UPDATE link SET issued = issued + ? WHERE peer = ?", (number, peer))
 
     # Slave's side
 
-    def reserve(self, peer: str, master: str, slave: str, offers: Sequence[Offer], now: float) -> Reservation:
-        """Reserve the other end's keys for a pair; the same offer may come twice.  ``now`` is in seconds."""
-        missing = []
-        with self._transaction():
+    def reserve(self, peer: str, terms: Terms, offers: Sequence[Offer], now: float) -> Reservation:
+        """Reserve keys made of the other end's units; the same offer may come twice.  ``now`` is in seconds."""
+        missing: list[str] = []
+        with self._taking() as taking:
             for offer in offers:
-                done = self._db.execute(
-                    "UPDATE key SET master = ?, slave = ?, token = ?, since = ?"
-                    " WHERE key_id = ? AND peer = ? AND own = 0"
-                    " AND (master IS NULL OR (master = ? AND slave = ? AND token = ?))",
-                    (master, slave, offer.token, now, offer.key_id, peer, master, slave, offer.token),
-                )
-                if done.rowcount != 1:
-                    missing.append(offer.key_id)
-            first, following = self._db.execute(
-                "SELECT (SELECT min(block) FROM key WHERE peer = :p AND own = 0 AND master IS NULL), next_block"
-                " FROM link WHERE peer = :p",
-                {"p": peer},
-            ).fetchone() or (0, 0)
-        return Reservation(missing, following if first is None else first, following)
+                if self._is_reserved(offer.key_id, peer, terms, offer.token):
+                    continue
+                lacking = [unit.key_id for unit in offer.units if not self._is_free(peer, unit.key_id)]
+                if lacking:
+                    missing += lacking
+                    continue
+                key = self.joined([self._take(peer, u.key_id, 0, taking) for u in offer.units], terms.size)
+                self._wait(peer, terms, key, offer.token, now)
+            answer = self._reach(peer, missing)
+            crashpoints.at("reserve.in-transaction")
+        crashpoints.at("reserve.committed")
+        return answer
 
-    def fetch(self, master: str, slave: str, key_ids: Sequence[str]) -> list[StoredKey]:
-        """Delete keys reserved for this pair and return them, all or none.
+    def deposit(self, peer: str, terms: Terms, deposits: Sequence[Deposit], now: float) -> Reservation:
+        """Unmask keys that another link made, and have them wait for their slaves; all or none.
 
         Raises:
-            NotTheSlave: one is reserved for another slave.
-            KeysNotFound: one is not here, not reserved, or reserved by another master.
+            BadDeposit: one is not authentic, claims a better origin than this link has, or takes another key's name.
         """
+        missing: list[str] = []
+        link = self.link(peer)
+        if link is None:
+            return Reservation([unit.key_id for deposit in deposits for unit in deposit.units], 0, 0)
+        fresh = [d for d in deposits if not self._is_reserved(d.key_id, peer, terms, d.token)]
+        missing = [u.key_id for d in fresh for u in d.units if not self._is_free(peer, u.key_id)]
+        try:
+            with self._taking() as taking:
+                for deposit in fresh if not missing else ():
+                    self._wait(peer, terms, self._unmasked(link, terms, deposit, taking), deposit.token, now)
+                answer = self._reach(peer, missing)
+                crashpoints.at("deposit.in-transaction")
+        except BadDeposit:
+            self._delete(unit.key_id for deposit in fresh for unit in deposit.units)  # a pad serves once
+            raise
+        crashpoints.at("deposit.committed")
+        return answer
+
+    def withdraw(self, peer: str, tokens: Sequence[str]) -> int:
+        """The other KME will not issue what it offered under these tokens.  Returns how many keys are gone."""
         with self._transaction():
-            rows = {key_id: self._reserved(key_id) for key_id in key_ids}
-            if any(row and row[1] != slave for row in rows.values()):
+            gone = 0
+            for token in tokens:
+                deleted = self._db.execute(
+                    "DELETE FROM delivery WHERE peer = ? AND token = ? RETURNING key_id", (peer, token)
+                )
+                gone += len({row[0] for row in deleted.fetchall()})
+            crashpoints.at("withdraw.in-transaction")
+        crashpoints.at("withdraw.committed")
+        return gone
+
+    def fetch(self, master: str, slave: str, key_ids: Sequence[str]) -> list[StoredKey]:
+        """Delete keys that wait for this slave of this master and return them, all or none.
+
+        Raises:
+            NotTheSlave: one waits, or waited, for other slaves only.
+            KeysNotFound: one is not here, was fetched, or is another master's.
+        """
+        with self._taking() as taking:
+            waiting = {key_id: self._waiting(key_id) for key_id in key_ids}
+            if any(slaves and slave not in slaves for slaves in waiting.values()):
                 raise NotTheSlave
-            if len(rows) != len(key_ids) or any(row is None or row[0] != master for row in rows.values()):
+            mine = [slaves.get(slave) for slaves in waiting.values()]
+            if len(mine) != len(key_ids) or any(row is None or row[:2] != (master, 0) for row in mine):
                 raise KeysNotFound
-            keys = [self._take(key_id, "own = 0 AND master IS NOT NULL") for key_id in key_ids]
-            for row in rows.values():
-                self._db.execute("UPDATE link SET fetched = fetched + 1 WHERE peer = ?", (row[2] if row else "",))
+            keys = [self._hand_over(key_id, slave, master, taking) for key_id in key_ids]
+            crashpoints.at("dec.in-transaction")
+        crashpoints.at("dec.committed")
         return keys
 
     def expire(self, before: float) -> int:
-        """Delete keys reserved before a time whose slave never came.  Returns how many."""
+        """Delete keys reserved before a time for which a slave never came.  Returns how many it were."""
         with self._transaction():
-            return self._db.execute("DELETE FROM key WHERE since IS NOT NULL AND since < ?", (before,)).rowcount
+            rows = self._db.execute("DELETE FROM delivery WHERE since < ? RETURNING key_id", (before,)).fetchall()
+        return len({row[0] for row in rows})
 
     def counts(self, peer: str) -> Counts:
-        kinds = dict(
-            self._db.execute(
-                "SELECT CASE WHEN master IS NOT NULL THEN 'reserved' WHEN own = 1 THEN 'own' ELSE 'peer' END,"
-                " count(*) FROM key WHERE peer = ? GROUP BY 1",
-                (peer,),
-            ).fetchall()
-        )
-        row = self._db.execute("SELECT issued, fetched FROM link WHERE peer = ?", (peer,)).fetchone()
-        return Counts(kinds.get("own", 0), kinds.get("peer", 0), kinds.get("reserved", 0), *(row or (0, 0)))
-
-    def _reserved(self, key_id: str) -> tuple[str, str, str] | None:
-        row: tuple[str, str, str] | None = self._db.execute(
-            "SELECT master, slave, peer FROM key WHERE key_id = ? AND own = 0 AND master IS NOT NULL", (key_id,)
+        free = dict(self._db.execute("SELECT own, count(*) FROM key WHERE peer = ? GROUP BY own", (peer,)).fetchall())
+        (waiting,) = self._db.execute(
+            "SELECT count(DISTINCT key_id) FROM delivery WHERE peer = ? AND material IS NOT NULL", (peer,)
         ).fetchone()
-        return row
+        row = self._db.execute("SELECT issued, fetched FROM link WHERE peer = ?", (peer,)).fetchone()
+        return Counts(free.get(1, 0), free.get(0, 0), waiting, *(row or (0, 0)))
 
-    def _take(self, key_id: str, condition: str) -> StoredKey:
+    # Rows
+
+    def _is_free(self, peer: str, key_id: str) -> bool:
+        query = "SELECT 1 FROM key WHERE key_id = ? AND peer = ? AND own = 0"
+        return self._db.execute(query, (key_id, peer)).fetchone() is not None
+
+    def _is_reserved(self, key_id: str, peer: str, terms: Terms, token: str) -> bool:
         rows = self._db.execute(
-            f"DELETE FROM key WHERE key_id = ? AND {condition} RETURNING key_id, material, origin, hops",
-            (key_id,),
+            "SELECT slave, peer, master, size, token FROM delivery WHERE key_id = ?", (key_id,)
+        ).fetchall()
+        known = (peer, terms.master, terms.size, token)
+        return {row[0] for row in rows} == set(terms.slaves) and all(tuple(row[1:]) == known for row in rows)
+
+    def _waiting(self, key_id: str) -> dict[str, tuple[str, int]]:
+        """slave -> (master, 1 if it has the key already)."""
+        query = "SELECT slave, master, material IS NULL FROM delivery WHERE key_id = ?"
+        return {row[0]: (row[1], row[2]) for row in self._db.execute(query, (key_id,))}
+
+    def _take(self, peer: str, key_id: str, own: int, damaged: list[str]) -> StoredKey:
+        rows = self._db.execute(
+            "DELETE FROM key WHERE key_id = ? AND peer = ? AND own = ? RETURNING epoch, material, origin, hops",
+            (key_id, peer, own),
         ).fetchall()
         if not rows:
             raise KeysNotFound
-        return StoredKey(rows[0][0], bytearray(rows[0][1]), Origin(rows[0][2]), rows[0][3])
+        epoch, blob, origin, hops = rows[0]
+        damaged.append(key_id)
+        material = self._epochs.unseal(epoch, unit_label(key_id, peer, own), blob)
+        damaged.pop()
+        return StoredKey(key_id, material, Origin(origin), hops)
 
-    def _adopt(self, kme_id: str) -> None:
-        row = self._db.execute("SELECT value FROM meta WHERE name = 'kme'").fetchone()
-        if row is None:
-            self._db.execute("INSERT INTO meta VALUES ('kme', ?)", (kme_id,))
-        elif row[0] != kme_id:
-            raise StoreError(f"{self.path}: this is the store of KME {row[0]!r}, not of {kme_id!r}")
+    @staticmethod
+    def joined(units: Sequence[StoredKey], size: int) -> StoredKey:
+        """Units one after the other, cut to ``size`` bits; the units are wiped."""
+        material = bytearray().join(unit.material for unit in units)[: size // 8]
+        for unit in units:
+            wipe(unit.material)
+        return StoredKey(units[0].key_id, material, weakest(u.origin for u in units), max(u.hops for u in units))
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:  # a full disk has rolled back already
-                self._db.execute("ROLLBACK")
-            raise
+    def _unmasked(self, link: LinkRow, terms: Terms, deposit: Deposit, taking: list[str]) -> StoredKey:
+        *pad, mac = (self._take(link.peer, unit.key_id, 0, taking) for unit in deposit.units)
+        tag = deposit_tag(mac.material, link.name, terms, deposit)
+        if not hmac.compare_digest(tag, deposit.tag) or len(deposit.masked) != terms.size // 8:
+            raise BadDeposit("a deposited key is not authentic")
+        origin = terms.origin or weakest(part.origin for part in pad)
+        if not all(at_most(origin, part.origin) and terms.hops >= part.hops for part in pad):
+            raise BadDeposit("a deposited key claims more than the link it came over")
+        taken = "SELECT 1 FROM key WHERE key_id = :id UNION ALL SELECT 1 FROM delivery WHERE key_id = :id"
+        if self._db.execute(taken, {"id": deposit.key_id}).fetchone():
+            raise BadDeposit("a deposited key has the key_ID of another")
+        mask = self.joined(pad, terms.size)
+        material = xor(deposit.masked, mask.material)
+        wipe(mask.material)
+        wipe(mac.material)
+        return StoredKey(deposit.key_id, material, origin, terms.hops)
 
+    def _wait(self, peer: str, terms: Terms, key: StoredKey, token: str, now: float) -> None:
+        origin, hops = weakest((key.origin, terms.origin or key.origin)), max(key.hops, terms.hops)
+        for slave in terms.slaves:
+            sealed = self._seal(delivery_label(key.key_id, slave, terms.master), key.material)
+            row = (key.key_id, slave, terms.master, peer, terms.size, origin.value, hops, *sealed, token, now)
+            self._db.execute("INSERT INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        wipe(key.material)
 
-def _rows(link: LinkRow, block: int, keys: bytearray) -> Iterator[tuple[object, ...]]:
-    for position in range(len(keys) // KEY_BYTES):
-        material = bytes(keys[position * KEY_BYTES : (position + 1) * KEY_BYTES])
-        own = int(link.owner.of(position) is link.end)
-        key_id = derive_key_id(link.name, block, position)
-        yield key_id, link.peer, own, block, position, link.origin.value, link.hops, material
+    def _hand_over(self, key_id: str, slave: str, master: str, damaged: list[str]) -> StoredKey:
+        """One slave has its key: the bytes go; the row goes when no other slave waits for the same key."""
+        epoch, blob, origin, hops, peer = self._db.execute(
+            "SELECT epoch, material, origin, hops, peer FROM delivery WHERE key_id = ? AND slave = ?", (key_id, slave)
+        ).fetchone()
+        damaged.append(key_id)
+        material = self._epochs.unseal(epoch, delivery_label(key_id, slave, master), blob)
+        damaged.pop()
+        here = "WHERE key_id = ? AND slave = ?"
+        self._db.execute(f"UPDATE delivery SET material = NULL {here}", (key_id, slave))
+        self._db.execute(
+            "DELETE FROM delivery WHERE key_id = :id AND NOT EXISTS"
+            " (SELECT 1 FROM delivery WHERE key_id = :id AND material IS NOT NULL)",
+            {"id": key_id},
+        )
+        self._db.execute("UPDATE link SET fetched = fetched + 1 WHERE peer = ?", (peer,))
+        return StoredKey(key_id, material, Origin(origin), hops)
 
-
-def _private_lock(path: Path) -> int:
-    """Make folder (0700) and file (0600), and lock them against a second process."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mode = path.parent.stat().st_mode & 0o777
-        if mode & 0o077:
-            raise StoreError(f"{path.parent}: mode {mode:04o} lets others in; it must be 0700")
-        lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        if path.stat().st_mode & 0o077:
-            raise StoreError(f"{path}: others may read it; it must have mode 0600")
-    except BlockingIOError:
-        os.close(lock)
-        raise StoreError(f"{path}: another KME process uses this store") from None
-    except OSError as error:
-        os.close(lock)
-        raise StoreError(f"{path}: {error.strerror}") from None
-    except StoreError:
-        os.close(lock)
-        raise
-    return lock
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        db.execute("PRAGMA secure_delete=ON")
-        if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
-            db.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}COMMIT;")
-    except sqlite3.Error as error:
-        raise StoreError(f"{path}: {error}") from None
-    return db
+    def _reach(self, peer: str, missing: list[str]) -> Reservation:
+        first, following = self._db.execute(
+            "SELECT (SELECT min(block) FROM key WHERE peer = :p AND own = 0), next_block FROM link WHERE peer = :p",
+            {"p": peer},
+        ).fetchone() or (0, 0)
+        return Reservation(missing, following if first is None else first, following)

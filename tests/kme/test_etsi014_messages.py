@@ -30,7 +30,7 @@ from keysource.etsi014.messages import (
     request_untrusted,
     status_untrusted,
 )
-from keysource.kme.peering import request_untrusted as reserve_untrusted
+from keysource.kme import peering
 
 KEY = bytes(range(32))
 KEY_ID = "bc490419-7d60-487f-adc1-4ddcc177c139"
@@ -277,10 +277,26 @@ def test_json_of_any_shape_is_read_or_refused(value, name):
     error_details_untrusted(body)
 
 
-@given(_json | st.fixed_dictionaries({"link": _json, "keys": _json, "master_SAE_ID": _json, "slave_SAE_IDs": _json}))
-def test_a_reserve_request_of_any_shape_is_read_or_refused(value):
+_reserve = {"link": _json, "keys": _json, "master_SAE_ID": _json, "slave_SAE_IDs": _json}
+_key = {"key_ID": st.just("k") | _json, "block": _json, "token": st.just("t" * 20) | _json, "more": _json}
+_deposit = {"pad": _json | st.just([["u", 1]]), "mac": _json | st.just(["v", 1]), "masked": _json, "tag": _json}
+_whole = {"link": st.just("l"), "master_SAE_ID": st.just("m"), "slave_SAE_IDs": st.just(["s"]), "size": _json}
+_whole |= {"origin": st.just("qkd") | _json, "hops": st.just(0) | _json, "tokens": _json}
+
+
+@given(
+    _json
+    | st.fixed_dictionaries(_reserve)
+    | st.fixed_dictionaries(_whole | {"keys": st.lists(st.fixed_dictionaries(_key | _deposit), max_size=2)})
+)
+def test_a_request_of_another_kme_of_any_shape_is_read_or_refused(value):
+    body = json.dumps(value).encode()
     with contextlib.suppress(ValueError):
-        reserve_untrusted(json.dumps(value).encode())
+        peering.request_untrusted(peering.ReserveRequest, body).offers()
+    with contextlib.suppress(ValueError):
+        peering.request_untrusted(peering.DepositRequest, body).deposits()
+    with contextlib.suppress(ValueError):
+        peering.request_untrusted(peering.WithdrawRequest, body)
 
 
 @given(st.text(max_size=80))

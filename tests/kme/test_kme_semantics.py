@@ -14,6 +14,7 @@ from keysource.etsi014 import tls
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PATH = "/api/v1/keys/sae-bob"
+UNMET = "not all extension_mandatory request options could be met"
 UNSUPPORTED = "not all extension_mandatory parameters are supported"
 NOT_FOUND = "one or more keys specified are not found on KME"
 
@@ -56,9 +57,9 @@ async def test_status_has_every_field_with_its_type(shared_lab):
         "key_size": 256,
         "max_key_count": 100_000,
         "max_key_per_request": 128,
-        "max_key_size": 256,
-        "min_key_size": 256,
-        "max_SAE_ID_count": 0,
+        "max_key_size": 4096,
+        "min_key_size": 64,
+        "max_SAE_ID_count": 8,
     }
     assert extension["qvpn_origin"] == "simulated"
     assert extension["qvpn_hops"] == 0
@@ -109,9 +110,10 @@ async def test_extension_optional_may_be_ignored_and_empty_lists_are_legal(share
     [
         ({"size": 257}, "size shall be a multiple of 8"),
         ({"size": 7}, "size shall be a multiple of 8"),
-        ({"size": 512}, "size: only keys of 256 bits are served"),
-        ({"size": 0}, "size: only keys of 256 bits are served"),
-        ({"size": -8}, "size: only keys of 256 bits are served"),
+        ({"size": 4104}, "size: keys of 64 to 4096 bits are served"),
+        ({"size": 56}, "size: keys of 64 to 4096 bits are served"),
+        ({"size": 0}, "size: keys of 64 to 4096 bits are served"),
+        ({"size": -8}, "size: keys of 64 to 4096 bits are served"),
         ({"number": 0}, "number: 1 to 128 keys may be asked for"),
         ({"number": -1}, "number: 1 to 128 keys may be asked for"),
         ({"number": 129}, "number: 1 to 128 keys may be asked for"),
@@ -119,7 +121,18 @@ async def test_extension_optional_may_be_ignored_and_empty_lists_are_legal(share
             {"extension_mandatory": [{"abc_route_type": "direct"}]},
             "not all extension_mandatory parameters are supported",
         ),
-        ({"additional_slave_SAE_IDs": ["sae-c"]}, "additional_slave_SAE_IDs: max_SAE_ID_count of this KME is 0"),
+        ({"additional_slave_SAE_IDs": ["sae-c"] * 9}, "additional_slave_SAE_IDs: max_SAE_ID_count of this KME is 8"),
+        ({"additional_slave_SAE_IDs": ["sae-bob"]}, "additional_slave_SAE_IDs: an SAE stands twice"),
+        ({"additional_slave_SAE_IDs": ["sae-c"]}, "no KME is known that serves the slave SAE 'sae-c'"),
+        ({"additional_slave_SAE_IDs": [1]}, "additional_slave_SAE_IDs"),
+        (
+            {"extension_mandatory": [{"qvpn_origin": "qkd"}]},
+            UNMET,
+        ),
+        (
+            {"extension_mandatory": [{"qvpn_max_hops": -1}]},
+            UNMET,
+        ),
         ({"number": "1"}, "number: "),
         ({"number": None}, "number: "),
         ({"number": 1.5}, "number: "),
@@ -263,8 +276,8 @@ async def test_an_unknown_slave_is_400(shared_lab, call, slave, status):
     [
         ("GET", "/", 404),
         ("GET", "/api/v2/keys/sae-bob/status", 404),
-        ("GET", "/kmapi/v1/reserve", 404),
-        ("POST", "/kmapi/v1/reserve", 404),
+        ("GET", "/kmapi/v2/reserve", 404),
+        ("POST", "/kmapi/v2/reserve", 404),
         ("POST", "/api/v1/keys/sae-bob/status", 405),
         ("DELETE", "/api/v1/keys/sae-bob/enc_keys", 405),
         ("HEAD", "/api/v1/keys/sae-bob/enc_keys", 405),
@@ -280,7 +293,7 @@ async def test_paths_outside_the_interface(shared_lab, method, path, status):
 
 
 async def reserve(lab, caller, body, site="bob"):
-    return await lab.http(caller, site, "POST", "/kmapi/v1/reserve", body, port=lab.plans[site].peer_port)
+    return await lab.http(caller, site, "POST", "/kmapi/v2/reserve", body, port=lab.plans[site].peer_port)
 
 
 RESERVE = {
@@ -303,7 +316,9 @@ async def test_only_the_other_kme_may_reserve(shared_lab, caller):
         ({"master_SAE_ID": "sae-bob"}, 403),
         ({"slave_SAE_IDs": ["sae-alice"]}, 403),
         ({"slave_SAE_IDs": []}, 400),
-        ({"slave_SAE_IDs": ["sae-bob", "sae-c"]}, 400),
+        ({"slave_SAE_IDs": ["sae-bob", "sae-c"]}, 403),
+        ({"slave_SAE_IDs": ["sae-bob", "sae-bob"]}, 400),
+        ({"size": 512}, 400),
         ({"link": "another"}, 409),
         ({"keys": []}, 400),
         ({"keys": [{"key_ID": "x", "block": -1, "token": "0123456789abcdef"}]}, 400),

@@ -10,8 +10,8 @@ import pytest_asyncio
 from keysource.base import End, Origin, Owner, derive_key_id
 from keysource.kme.config import EXAMPLE, load
 from keysource.kme.peering import PeerUnavailable
+from keysource.kme.records import LinkRow, Reservation, Terms
 from keysource.kme.site import NotNow, Site
-from keysource.kme.store import LinkRow, Reservation
 
 PEER = "kme-bob"
 
@@ -24,8 +24,9 @@ class FakePeer:
         self.answer = lambda offers: Reservation([], 0, 100)
         self.gate = None
 
-    async def reserve(self, link, master, slave, offers):
-        self.offers.append((master, slave, list(offers)))
+    async def reserve(self, link, terms, offers):
+        [slave] = terms.slaves
+        self.offers.append((terms.master, slave, list(offers)))
         if self.gate:
             await self.gate.wait()
         answer = self.answer(offers)
@@ -50,7 +51,7 @@ async def ground(tmp_path):
 
 
 def issue(site, number=1, master="sae-alice", slave="sae-bob"):
-    return site.issue(PEER, master, slave, number)
+    return site.issue(PEER, Terms(master, (slave,)), number)
 
 
 async def test_what_is_issued_was_reserved_before(ground):
@@ -162,7 +163,7 @@ async def test_an_alarm_stops_issuing_and_reserving(ground):
     with pytest.raises(NotNow, match=r"0\.14"):
         await issue(site)
     with pytest.raises(NotNow, match=r"0\.14"):
-        await site.reserve(PEER, "sae-bob", "sae-alice", [])
+        await site.reserve(PEER, Terms("sae-bob", ("sae-alice",)), [])
     assert not peer.offers
     assert (await site.db(lambda store: store.link(PEER))).alarm == "qber: 0.14"
     await site.set_alarms(PEER, {})

@@ -11,9 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from keysource.base import End, Origin, Owner, derive_key_id
-from keysource.kme.store import KeysNotFound, LinkRow, NotTheSlave, Offer, Store, StoreError
+from keysource.kme.records import KeysNotFound, LinkRow, NotTheSlave, Offer, StoreError, Terms
+from keysource.kme.store import Store
 
 PAIR = ("sae-a", "sae-b")
+
+
+def issue(store, key_ids):
+    """Keys of one unit each."""
+    return store.issue("other", [[key_id] for key_id in key_ids], 256)
 
 
 def block_of(number, count=8):
@@ -52,11 +58,11 @@ def test_issue_gives_the_bytes_once(ends):
     (a, row), _ = ends
     a.add_block(row, 0, block_of(5))
     key_ids = [key_id for key_id, _ in a.free_own("other", 2)]
-    keys = a.issue("other", key_ids)
+    keys = issue(a, key_ids)
     assert [bytes(key.material) for key in keys] == [bytes([5, 0]) * 16, bytes([5, 2]) * 16]
     assert [(key.origin, key.hops) for key in keys] == [(Origin.QKD, 2)] * 2
     with pytest.raises(KeysNotFound):
-        a.issue("other", key_ids[:1])
+        issue(a, key_ids[:1])
     assert a.counts("other").issued == 2
 
 
@@ -66,12 +72,13 @@ def test_issue_is_all_or_none(ends):
     [(good, _)] = a.free_own("other", 1)
     for bad in ("nothing", derive_key_id("link", 0, 1)):  # unknown; owned by the other end
         with pytest.raises(KeysNotFound):
-            a.issue("other", [good, bad])
-    assert a.issue("other", [good])
+            issue(a, [good, bad])
+    assert issue(a, [good])
 
 
 def reserve(store, key_ids, pair=PAIR, token="t" * 20):
-    return store.reserve("other", *pair, [Offer(key_id, 0, token) for key_id in key_ids], now=1000.0)
+    terms = Terms(pair[0], (pair[1],))
+    return store.reserve("other", terms, [Offer(key_id, 0, token) for key_id in key_ids], now=1000.0)
 
 
 def test_reserve_only_the_other_ends_free_keys(ends):
@@ -210,22 +217,33 @@ def test_files_are_private_and_written_through(tmp_path):
         folder = tmp_path / "a"
         assert folder.stat().st_mode & 0o777 == 0o700
         files = {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()}
-        assert set(files) >= {"kme.sqlite", "kme.sqlite-wal", "kme.sqlite.lock"}
+        assert set(files) >= {
+            "kme.sqlite",
+            "kme.sqlite-wal",
+            "kme.sqlite.lock",
+            "kme.sqlite.epochs",
+            "kme.sqlite.site-key",
+        }
         assert set(files.values()) == {0o600}
         pragma = {name: a._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")}
         assert pragma == {"journal_mode": "wal", "synchronous": 2}
 
 
-def test_deleted_keys_are_overwritten_in_the_database_file(tmp_path):
+def test_what_lies_there_is_wrapped_and_overwritten_when_deleted(tmp_path):
     with opened(tmp_path, "a", End.A) as (a, row):
         a.add_block(row, 0, block_of(7))
-        a._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         file = tmp_path / "a" / "kme.sqlite"
-        material = bytes([7, 0]) * 16
-        assert material in file.read_bytes()
-        a.issue("other", [derive_key_id("link", 0, 0)])
+        key_id = derive_key_id("link", 0, 0)
+        (wrapped,) = a._db.execute("SELECT material FROM key WHERE key_id = ?", (key_id,)).fetchone()
+        assert wrapped in file.with_name("kme.sqlite-wal").read_bytes()
         a._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        assert material not in file.read_bytes()
+        assert wrapped in file.read_bytes()
+        [key] = issue(a, [key_id])
+        assert bytes(key.material) == bytes([7, 0]) * 16
+        for each in file.parent.iterdir():
+            assert bytes(key.material) not in each.read_bytes(), each
+        a._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        assert wrapped not in file.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -301,7 +319,9 @@ class TwoEnds(RuleBasedStateMachine):
         assert len(free) == min(count, len(self.at_a))
         if not free:
             return
-        answer = self.b.reserve("other", *PAIR, [Offer(key_id, block, token) for key_id, block in free], 1.0)
+        answer = self.b.reserve(
+            "other", Terms(PAIR[0], (PAIR[1],)), [Offer(key_id, block, token) for key_id, block in free], 1.0
+        )
         missing = {key_id for key_id, _ in free if self.at_b.get(key_id) not in ("free", token)}
         assert set(answer.missing) == missing
         for key_id, _ in free:
@@ -312,7 +332,7 @@ class TwoEnds(RuleBasedStateMachine):
     def issue(self, count):
         key_ids = [key_id for key_id, _ in self.a.free_own("other", 10) if self.at_b.get(key_id, "free") != "free"]
         if key_ids[:count]:
-            for key in self.a.issue("other", key_ids[:count]):
+            for key in issue(self.a, key_ids[:count]):
                 assert key.key_id not in self.issued
                 self.issued.add(key.key_id)
                 self.at_a.discard(key.key_id)

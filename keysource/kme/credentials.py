@@ -1,0 +1,61 @@
+"""The KME's certificate, private key and CA: from files to TLS contexts, and whether the files have changed since."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+from pathlib import Path
+
+from cryptography import x509
+
+from keysource.etsi014 import tls
+from keysource.kme.config import ConfigError, KmeConfig
+
+_FILES = ("ca", "certificate", "private_key")
+Fingerprint = tuple[object, ...]
+
+
+def contexts(config: KmeConfig) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """TLS for the listeners, and for calls to other KMEs.  Raises :class:`ConfigError`."""
+    ca, certificate, private_key = (
+        _read(config, name, getattr(config.kme, name), secret=name == "private_key") for name in _FILES
+    )
+    try:
+        return tls.server_context(ca, certificate, private_key), tls.client_context(ca, certificate, private_key)
+    except ValueError as error:
+        raise ConfigError(f"[kme]: {error}") from None
+
+
+def fingerprint(config: KmeConfig) -> Fingerprint:
+    """Differs when one of the files was written or replaced."""
+    return tuple(_stat(config.path(getattr(config.kme, name))) for name in _FILES)
+
+
+def not_after(config: KmeConfig) -> str:
+    """When our certificate ends, ISO 8601; empty where that cannot be read."""
+    try:
+        certificate = x509.load_pem_x509_certificate(config.path(config.kme.certificate).read_bytes())
+    except (OSError, ValueError):
+        return ""
+    return certificate.not_valid_after_utc.isoformat()
+
+
+def _stat(path: Path) -> object:
+    try:
+        info = path.stat()
+    except OSError as error:
+        return error.errno
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+
+
+def _read(config: KmeConfig, key: str, name: str, *, secret: bool = False) -> bytes:
+    path = config.path(name)
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode) or (secret and mode & 0o077):
+                raise ConfigError(f"[kme] {key}: {path} must be a file with mode 0600")
+            return file.read()
+    except OSError as error:
+        raise ConfigError(f"[kme] {key}: {path}: {error.strerror}") from None

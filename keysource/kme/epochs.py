@@ -1,0 +1,223 @@
+"""The keys that wrap stored keys: one per epoch, in a file of its own, wrapped under the site key.
+
+::
+
+    site key (0600 file or systemd credential) ── wraps ──▶ epoch keys (this file) ── wrap ──▶ rows of the store
+
+What SQLite deletes lives on: in its write-ahead log, in free pages, in backups, in a flash disk's spare blocks.  All
+of those hold ciphertext.  A new epoch begins every so often, the rows that are left are wrapped anew under it, and
+the old epoch's key is overwritten here, in place, and synced: from then on no copy of an old row can be read, whoever
+has the site key.  That is as good as the medium overwrites: on flash and on copy-on-write file systems the old bytes
+of *this* file may survive for a while; let ``epoch_keys`` lie on a medium that forgets (a tmpfs forgets at reboot,
+with the stock), and never back it up.
+
+File: 32 bytes of name, then eight slots of 128 bytes: number (8), begun in seconds (8), nonce (12), AES-256-GCM of
+the 32 bytes (48), zeros; a slot of zeros is free.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import struct
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from keysource.base import KEY_BYTES
+from keysource.kme import crashpoints
+from keysource.kme.pki import write_new
+from keysource.kme.records import StoreError
+from keysource.private import read_secret
+
+_NAME = b"qvpn-kme epoch keys 1".ljust(32, b"\0")
+_SLOTS, _SLOT, _NONCE = 8, 128, 12
+_HEAD = struct.Struct(">QQ")
+_CREDENTIAL = "credential:"
+
+
+def new_site_key(path: Path) -> None:
+    """Write 32 random bytes in base64, mode 0600.  Raises ``FileExistsError``."""
+    write_new(path, base64.b64encode(os.urandom(KEY_BYTES)) + b"\n", 0o600)
+
+
+def site_key_path(text: str, base: Path) -> Path:
+    """Where ``site_key`` of the configuration points: a file, or ``credential:NAME`` of the systemd service.
+
+    Raises:
+        StoreError: a credential is meant and there is no service manager.
+    """
+    if not text.startswith(_CREDENTIAL):
+        return base / text
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        raise StoreError(f"site_key {text!r}: $CREDENTIALS_DIRECTORY is not set; systemd sets it for LoadCredential=")
+    return Path(folder) / text.removeprefix(_CREDENTIAL)
+
+
+def read_site_key(path: Path) -> bytes:
+    """32 bytes, as they are or in base64.  Raises :class:`StoreError`."""
+    try:
+        raw = read_secret(path)
+    except OSError as error:
+        raise StoreError(f"{path}: the site key: {error.strerror}") from None
+    except ValueError as error:
+        raise StoreError(f"the site key: {error}") from None
+    if len(raw) == KEY_BYTES:
+        return raw
+    try:
+        key = base64.b64decode(raw.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise StoreError(f"{path}: a site key is {KEY_BYTES} bytes, as they are or in base64")
+    return key
+
+
+@dataclass(slots=True)
+class _Epoch:
+    slot: int
+    begun: float
+    cipher: AESGCM = field(repr=False)
+
+
+class EpochKeys:
+    """The epochs that are alive; :attr:`current` wraps what is new."""
+
+    def __init__(self, path: Path, site_key: bytes, kme_id: str) -> None:
+        """Raises :class:`StoreError`: no such file can be had, or it is something else."""
+        self.path = path
+        info = b"qvpn-kme site key v1:" + kme_id.encode()
+        self._wrapping = AESGCM(HKDF(hashes.SHA256(), KEY_BYTES, None, info).derive(site_key))
+        self._epochs: dict[int, _Epoch] = {}
+        self._damaged: set[int] = set()
+        try:
+            self._file = self._open()
+            self._read()
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from None
+
+    def close(self) -> None:
+        os.close(self._file)
+        self._epochs.clear()
+
+    @property
+    def current(self) -> int:
+        """0 where no epoch was begun yet."""
+        return max(self._epochs, default=0)
+
+    @property
+    def begun(self) -> float:
+        """When the current epoch began, in seconds of the wall clock."""
+        return self._epochs[self.current].begun if self._epochs else 0.0
+
+    @property
+    def alive(self) -> list[int]:
+        return sorted(self._epochs)
+
+    def settle(self, needed: Collection[int]) -> None:
+        """At the start: every epoch that rows are wrapped under must be here; slots that mean nothing are freed.
+
+        Raises:
+            StoreError: another site key, or another file.
+        """
+        if lacking := sorted(set(needed) - set(self._epochs)):
+            reason = "wrapped under another site key" if self._damaged else "not in this file"
+            raise StoreError(
+                f"{self.path}: the key of epoch {lacking[0]} is {reason}; without it no stored key can be read"
+            )
+        for slot in sorted(self._damaged):
+            self._erase(slot)
+        self._damaged.clear()
+
+    def begin(self, number: int, now: float) -> None:
+        """A new epoch becomes the current one; its key is on the disk before anything is wrapped under it."""
+        if number <= self.current:
+            raise ValueError("epochs only count up")
+        used = {epoch.slot for epoch in self._epochs.values()} | self._damaged
+        slot = next(slot for slot in range(_SLOTS) if slot not in used)
+        key, nonce = AESGCM.generate_key(256), os.urandom(_NONCE)
+        head = _HEAD.pack(number, int(now))
+        self._write(slot, head + nonce + self._wrapping.encrypt(nonce, key, head))
+        self._epochs[number] = _Epoch(slot, now, AESGCM(key))
+        crashpoints.at("epoch.begun")
+
+    def destroy(self, number: int) -> None:
+        """Overwrite an epoch's key: no row wrapped under it can be read again, wherever a copy of it is."""
+        if number == self.current:
+            raise ValueError("the current epoch is in use")
+        self._erase(self._epochs.pop(number).slot)
+        crashpoints.at("epoch.destroyed")
+
+    def seal(self, label: bytes, material: bytes | bytearray) -> bytes:
+        """``material`` under the current epoch, bound to ``label``."""
+        nonce = os.urandom(_NONCE)
+        return nonce + self._epochs[self.current].cipher.encrypt(nonce, bytes(material), label)
+
+    def unseal(self, epoch: int, label: bytes, blob: bytes) -> bytearray:
+        """Raises :class:`StoreError`: the row was changed, moved, or wrapped under an epoch that is gone."""
+        known = self._epochs.get(epoch)
+        if known is None:
+            raise StoreError(f"{self.path}: epoch {epoch} was destroyed")
+        try:
+            return bytearray(known.cipher.decrypt(blob[:_NONCE], blob[_NONCE:], label))
+        except (InvalidTag, ValueError):
+            raise StoreError("a stored key is damaged") from None
+
+    def _open(self) -> int:
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            descriptor = os.open(self.path, flags)
+        except FileNotFoundError:
+            self._create()
+            descriptor = os.open(self.path, flags)
+        if os.fstat(descriptor).st_mode & 0o077:
+            os.close(descriptor)
+            raise StoreError(f"{self.path}: others may read it; it must have mode 0600")
+        return descriptor
+
+    def _create(self) -> None:
+        part = self.path.with_name(self.path.name + ".new")
+        part.unlink(missing_ok=True)
+        write_new(part, _NAME + bytes(_SLOTS * _SLOT), 0o600)
+        for path in (part, part.parent):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            os.fsync(descriptor)
+            os.close(descriptor)
+            if path is part:
+                part.rename(self.path)
+
+    def _read(self) -> None:
+        raw = os.pread(self._file, len(_NAME) + _SLOTS * _SLOT + 1, 0)
+        if not raw.startswith(_NAME) or len(raw) != len(_NAME) + _SLOTS * _SLOT:
+            os.close(self._file)
+            raise StoreError(f"{self.path}: this is not a file of epoch keys")
+        for slot in range(_SLOTS):
+            content = raw[len(_NAME) + slot * _SLOT :][:_SLOT]
+            if any(content):
+                self._read_slot(slot, content)
+
+    def _read_slot(self, slot: int, content: bytes) -> None:
+        head, nonce = content[: _HEAD.size], content[_HEAD.size :][:_NONCE]
+        try:
+            key = self._wrapping.decrypt(nonce, content[_HEAD.size + _NONCE :][: KEY_BYTES + 16], head)
+        except InvalidTag:
+            self._damaged.add(slot)  # torn by a crash, half destroyed, or of another site key: settle() will know
+            return
+        number, begun = _HEAD.unpack(head)
+        self._epochs[number] = _Epoch(slot, float(begun), AESGCM(key))
+
+    def _erase(self, slot: int) -> None:
+        self._write(slot, os.urandom(_SLOT))
+        crashpoints.at("epoch.half-destroyed")
+        self._write(slot, b"")
+
+    def _write(self, slot: int, content: bytes) -> None:
+        os.pwrite(self._file, content.ljust(_SLOT, b"\0"), len(_NAME) + slot * _SLOT)
+        os.fsync(self._file)

@@ -1,0 +1,207 @@
+"""kill -9 of real KMEs at every named point of every exchange.
+
+Each point kills its KME three times (50 in the long run).  A book keeps every key that anybody was given, over all of
+it: never a key to two masters, never twice to one slave, never two keys under one ID or one under two.  What a crash
+costs is counted, and is at most what the exchange under way had reserved.  Epochs turn every second meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from keysource.base import End, Origin, Owner
+from keysource.kme import crashpoints
+from keysource.kme.records import LinkRow, Offer, Terms
+from keysource.kme.store import Store
+from tests.kme.network import Network
+from tests.kme.test_kme_vault import TOKEN, material, old_store, unit
+
+KILLS = 50 if os.environ.get("QVPN_TEST_LONG") == "1" else 3
+SIZE = 384  # two units a key
+NUMBER = 2
+MIGRATE = [point for point in crashpoints.POINTS if point.startswith("migrate.")]
+# Which KME dies, and the units of each link (bob's, carol's) that the exchange under way may cost.
+EXCHANGES = {
+    "block": ("alice", 0, 0),
+    "enc": ("alice", 4, 0),
+    "multicast": ("alice", 4, 6),
+    "epoch": ("alice", 0, 0),
+    "reserve": ("bob", 4, 0),
+    "dec": ("bob", 0, 0),
+    "deposit": ("carol", 4, 6),
+    "withdraw": ("carol", 4, 6),
+}
+SURVIVES_IN_STORE = {"dec.asked", "dec.in-transaction"}
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def network():
+    with tempfile.TemporaryDirectory(prefix="kme-") as folder:
+        network = Network(Path(folder), limits="[limits]\nkey_epoch = 1\nmax_key_count = 10000\n")
+        try:
+            await network.start(keys=300)
+            yield network
+        finally:
+            await network.aclose()
+
+
+def test_every_point_belongs_to_an_exchange_and_stands_in_the_code():
+    folder = Path(crashpoints.__file__).parent
+    code = "".join(path.read_text() for path in folder.glob("*.py") if path.stem != "crashpoints")
+    code += ' "enc.answered" "dec.answered" '  # made of the path's last part
+    assert {point.partition(".")[0] for point in crashpoints.POINTS} == {*EXCHANGES, "migrate"}
+    assert all(f'"{point}"' in code for point in crashpoints.POINTS)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.timeout(120 + 20 * KILLS)
+@pytest.mark.parametrize("point", [point for point in crashpoints.POINTS if point not in MIGRATE])
+async def test_killed_at(network, point):
+    victim, *costs = EXCHANGES[point.partition(".")[0]]
+    for _ in range(KILLS):
+        before = await stock(network)
+        drawn = await provoke(network, point, victim)
+        network.serve(victim)
+        await network.ready(victim)
+        await network.stored()
+        if drawn is not None:  # what bob's KME was killed over: there for its slave, or gone, never both
+            status, _keys = await network.fetch("sae-bob", drawn)
+            assert status == (200 if point in SURVIVES_IN_STORE else 400)
+        after = await stock(network)
+        for other, cost in zip(("bob", "carol"), costs, strict=True):
+            lost = before[other] - after[other]
+            assert lost <= cost, f"{lost} units lost of the link to {other}, at most {cost} were reserved"
+        await all_is_well(network)
+
+
+async def stock(network):
+    """Units of each link that are neither free at alice's KME nor accounted for by a key that its master has."""
+    await refill(network)
+    return {other: network.link("alice", other)["own_free"] + network.spent[other] for other in ("bob", "carol")}
+
+
+async def refill(network):
+    if min(network.link("alice", other)["own_free"] for other in ("bob", "carol")) < 60:
+        count = 300
+        await network.publish(count)
+        for other in ("bob", "carol"):
+            network.spent[other] -= count
+
+
+async def draw(network, slaves):
+    """Keys for these slaves, and in the accounts what the master has got."""
+    status, keys = await network.draw(slaves, number=NUMBER, size=SIZE)
+    network.spent["bob"] += 2 * len(keys)
+    if "sae-carol" in slaves:
+        network.spent["carol"] += 3 * len(keys)
+    return status, keys
+
+
+async def provoke(network, point, victim):
+    """Have the point reached and the victim killed.  Returns the key_IDs of a fetch that it died over."""
+    drawn = None
+    if victim == "bob" and point.startswith("dec."):
+        status, keys = await draw(network, ("sae-bob",))
+        assert status == 200
+        drawn = list(keys)
+    await network.stop(victim, signal.SIGKILL)
+    network.serve(victim, crash_at=point)
+    match point.partition(".")[0]:
+        case "epoch":
+            pass  # an epoch turns as soon as it runs
+        case "block":
+            await network.ready(victim)
+            network.deliver(8)
+            for other in ("bob", "carol"):
+                network.spent[other] -= 8
+        case "dec":
+            await network.ready(victim)
+            await network.fetch("sae-bob", drawn)
+        case "withdraw":
+            await network.ready(victim)
+            network.devices["bob", "alice"].alarm(True, "qber", "test")
+            await network.until(lambda: bool(network.link("bob", "alice")["alarm"]), "the alarm")
+            assert (await draw(network, ("sae-bob", "sae-carol")))[0] == 503
+        case "multicast" | "deposit":
+            await network.ready(victim)
+            await draw(network, ("sae-bob", "sae-carol"))
+        case _:
+            await network.ready(victim)
+            await draw(network, ("sae-bob",))
+    await network.killed(victim)
+    network.devices["bob", "alice"].alarm(False, "qber", "")
+    return drawn
+
+
+async def all_is_well(network):
+    """The other KMEs and the one that came back: a key for all slaves goes through, and comes out once."""
+    await network.until(lambda: not network.link("bob", "alice")["alarm"], "no alarm")
+    for _ in range(4):  # keys that a crash left reserved are found out and dropped one draw at a time
+        status, keys = await draw(network, ("sae-bob", "sae-carol"))
+        if status == 200:
+            break
+    assert status == 200
+    for slave in ("sae-bob", "sae-carol"):
+        assert await network.fetch(slave, list(keys)) == (200, keys)
+        assert (await network.fetch(slave, list(keys)))[0] == 400
+
+
+# A store of an older release, killed while it is brought up to date
+
+_OPEN = """
+import sys
+from pathlib import Path
+from keysource.kme import crashpoints
+from keysource.kme.store import Store
+crashpoints.arm_from_environment()
+Store(Path(sys.argv[1]), "kme", max_keys=1000).close()
+"""
+
+
+@pytest.mark.parametrize("point", MIGRATE)
+def test_killed_while_a_store_is_brought_up_to_date(tmp_path, point):
+    for kill in range(min(KILLS, 5)):
+        home = tmp_path / str(kill)
+        home.mkdir(mode=0o700)
+        old_store(home)
+        environment = os.environ | {crashpoints.VARIABLE: point}
+        command = [sys.executable, "-c", _OPEN, str(home / "kme.sqlite")]
+        died = subprocess.run(command, env=environment, check=False, capture_output=True)
+        assert died.returncode == -9, died.stderr
+        with contextlib.closing(Store(home / "kme.sqlite", "kme", max_keys=1000)) as store:
+            store.bind_link(LinkRow("other", "link", End.B, Owner.A, Origin.QKD, 0))
+            [key] = store.fetch("sae-a", "sae-b", [unit(3).key_id])
+            assert bytes(key.material) == material(0, 3)
+            offer = Offer(*unit(0), TOKEN)
+            assert store.reserve("other", Terms("sae-a", ("sae-b",)), [offer], 1.0).missing == []
+            assert bytes(store.fetch("sae-a", "sae-b", [offer.key_id])[0].material) == material(0, 0)
+            files = {file.name: file.read_bytes() for file in home.iterdir()}
+        assert not [name for name, content in files.items() if material(0, 1) in content]
+
+
+# The hook itself
+
+
+def test_an_unknown_point_is_refused_and_none_is_the_rule():
+    for order in ("nonsense", "enc.asked:x", "enc.asked:0"):
+        with pytest.raises(ValueError, match=r"no such crash point"):
+            crashpoints.arm(order)
+    crashpoints.arm("")
+    for point in crashpoints.POINTS:
+        crashpoints.at(point)  # and we live
+
+
+def test_the_variable_is_taken_out_of_the_environment(monkeypatch):
+    monkeypatch.setenv(crashpoints.VARIABLE, "enc.asked:1000000")
+    assert crashpoints.arm_from_environment()
+    assert crashpoints.VARIABLE not in os.environ
+    crashpoints.arm("")
