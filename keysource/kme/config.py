@@ -29,8 +29,8 @@ ca = "pki/ca.crt"                        # the only authority whose SAEs and KME
 store = "state/kme.sqlite"               # in a folder of its own, mode 0700
 # control = "state/control.sock"         # qvpn-kme status and fault; default: beside the store
 # audit = "state/audit.jsonl"            # who got which key and when; default: beside the store
-# site_key = "site.key"                  # wraps what is stored: a 0600 file; default: one made beside the store, which
-                                         # a thief of the disk gets too; "credential:NAME": one of the systemd service
+# site_key = "site.key"                  # wraps what is stored: a 0600 file, or "credential:NAME" of the systemd
+                                         # service; default: one beside the store, which a thief of the disk gets too
 # epoch_keys = "state/kme.sqlite.epochs" # keys under the site key, overwritten as they retire; never back it up
 # sae_id_from = "cn"                     # where an SAE's certificate has its SAE ID: "cn", or "san-uri"
 # sae_id_prefix = ""                     # what such a URI begins with, left out of the SAE ID: "urn:example:sae:"
