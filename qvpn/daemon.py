@@ -28,12 +28,16 @@ from qvpn.handshake.gate import Complete, Dropped, Gate, Reply
 from qvpn.handshake.machine import PeerHandshake
 from qvpn.handshake.parameters import PeerParameters, Randomness
 from qvpn.handshake.port import Port
-from qvpn.handshake.timers import overlap
+from qvpn.handshake.timers import keepalive, overlap
+from qvpn.lanes.counts import summed
+from qvpn.lanes.keeper import LaneKit
+from qvpn.lanes.lanes import LanedPlane, Lanes
+from qvpn.lanes.messages import PeerSetup
 from qvpn.netio.base import Address, Bind, Tun
 from qvpn.netio.errors import NetioError
 from qvpn.observe import eventlog
 from qvpn.sitefiles import SiteFiles
-from qvpn.siteview import peer_view, source_view
+from qvpn.siteview import lane_view, peer_view, source_view
 from qvpn.status import SiteView
 from qvpn.tunnel.drops import DropReason, Drops
 from qvpn.tunnel.epoch import EpochRole
@@ -64,10 +68,12 @@ class Daemon:
         randomness: Randomness | None = None,
         fit_mtu: Callable[[Sequence[int]], None] = lambda payloads: None,
         watch: ClockWatch | None = None,
+        lanes: Sequence[LaneKit] = (),
     ) -> None:
         """``fit_mtu(payloads)`` gets the bytes that a datagram to each known peer address can carry.
 
-        ``watch`` looks for a wall clock that jumps and for a copied virtual machine.
+        ``watch`` looks for a wall clock that jumps and for a copied virtual machine.  ``lanes``: what the processes
+        of the lanes beside this one get; their opener closes it.
         """
         self.site = site
         self.config: Config = site.config
@@ -86,6 +92,7 @@ class Daemon:
         self._port = Port(self._random.token)
         self._gate = Gate(self._port, self._random, self._started)
         self._plane = Plane(tun, bind, clock, self)
+        self._lanes = self._make_lanes(lanes)
         self._drops = Drops()
         self._feeds: dict[str, KeyFeed] = {}
         self._keepers = {
@@ -106,6 +113,7 @@ class Daemon:
         for peer in self.config.peer:
             self._add_peer(peer)
         self._plane.start()
+        await self._lanes.start()
         await asyncio.gather(*(self._ask_source(peer) for peer in self.config.peer))
         for peer in self.config.peer:
             self.agents[peer.name].start(wait_for_source=_needs_key(peer))
@@ -127,6 +135,7 @@ class Daemon:
         for agent in self.agents.values():
             agent.stop()
         self._plane.close()
+        await self._lanes.aclose()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(feed.aclose() for feed in self._feeds.values()))
         await close_all(self._keepers)
@@ -149,6 +158,20 @@ class Daemon:
 
     # peers
 
+    def _make_lanes(self, kits: Sequence[LaneKit]) -> Lanes:
+        peers = [
+            PeerSetup(peer.name, peer.allowed_ips, overlap(peer.rekey), peer.keepalive or keepalive(peer.rekey))
+            for peer in self.config.peer
+        ]
+
+        def want_epoch(peer: str) -> None:
+            self.agents[peer].rekey()
+
+        def limit(peer: str, receive_index: int) -> None:
+            self.agents[peer].limit(receive_index)
+
+        return Lanes(kits, peers, self._plane, self._log, want_epoch=want_epoch, limit=limit)
+
     def _add_peer(self, peer: Peer) -> None:
         feed = self._make_feed(peer)
         parameters = self._parameters(peer, feed)
@@ -158,7 +181,7 @@ class Daemon:
         agent = PeerAgent(
             peer,
             machine,
-            self._plane,
+            LanedPlane(self._plane, self._lanes),
             self._clock,
             self._log.bind(peer=peer.name),
             traffic=lambda: self._traffic(peer.name),
@@ -216,6 +239,7 @@ class Daemon:
             sae_local="" if saes is None else saes.local,
             sae_remote="" if saes is None else saes.remote,
             keepalive=peer.keepalive,
+            lanes=self.config.tunnel.lanes,
         )
 
     # what goes on beside
@@ -285,6 +309,7 @@ class Daemon:
     def on_first_record(self, peer: str, receive_index: int, address: Address) -> None:
         with self._contained():
             self.agents[peer].first_record(receive_index, address)
+            self._lanes.usable(peer, receive_index)
 
     def on_new_address(self, peer: str, receive_index: int, address: Address) -> None:
         with self._contained():
@@ -338,12 +363,13 @@ class Daemon:
             interface=self._tun.name,
             mtu=self._tun.mtu,
             peers=tuple(
-                peer_view(agent, self.site.peers[name], self._plane.stats(name), now)
+                peer_view(agent, self.site.peers[name], self._plane.stats(name), self._lanes.traffic(name), now)
                 for name, agent in self.agents.items()
             ),
             key_sources=tuple(source_view(keeper) for keeper in self._keepers.values()),
-            drops={**self._plane.drops.nonzero(), **self._drops.nonzero()},
-            send_errors=self._bind.errors,
+            drops=summed(self._plane.drops.nonzero(), self._drops.nonzero(), self._lanes.drops),
+            send_errors=summed(self._bind.errors, self._lanes.send_errors),
+            lanes=tuple(lane_view(state) for state in self._lanes.states()),
         )
 
 

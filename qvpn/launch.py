@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ from qvpn.control.mistakes import describe
 from qvpn.control.supervisor import SourceRefused
 from qvpn.daemon import Daemon
 from qvpn.dataplane.plane import tunnel_mtu
+from qvpn.lanes.keeper import LaneKit
 from qvpn.netio.errors import NetioError
-from qvpn.netio.udp import FALLBACK_PAYLOAD
+from qvpn.netio.tun import TunDevice
+from qvpn.netio.udp import FALLBACK_PAYLOAD, UdpBind
 from qvpn.observe import eventlog
 from qvpn.privileged import PrivilegedError
 from qvpn.sitefiles import SiteFiles, load_site
@@ -126,7 +129,9 @@ def _open(site: SiteFiles, sources: dict[str, KeySource], stack: ExitStack) -> t
     state = config.path(config.site.state)
     stack.enter_context(contextlib.closing(privileged.StateFolder(state)))
     bind = stack.enter_context(contextlib.closing(privileged.open_bind(config.site.listen)))
-    tun = stack.enter_context(contextlib.closing(privileged.open_tun(config.tunnel.interface)))
+    more = config.tunnel.lanes - 1
+    tun = stack.enter_context(contextlib.closing(privileged.open_tun(config.tunnel.interface, queues=more > 0)))
+    lanes = [stack.enter_context(contextlib.closing(_lane(tun, bind, number))) for number in range(1, more + 1)]
     routes = [network for peer in config.peer for network in peer.allowed_ips]
     places = [literal(peer.endpoint) for peer in config.peer if peer.endpoint is not None and peer.endpoint.ip]
     mtu = tunnel_mtu_for(config, [bind.max_payload(place) for place in places])
@@ -147,7 +152,14 @@ def _open(site: SiteFiles, sources: dict[str, KeySource], stack: ExitStack) -> t
 
     readers = [stack.enter_context(contextlib.closing(reader)) for reader in privileged.open_generations()]
     watch = ClockWatch(privileged.boottime, time.time, [reader.generation for reader in readers])
-    return Daemon(site, tun, bind, sources, fit_mtu=fit, watch=watch), control
+    return Daemon(site, tun, bind, sources, fit_mtu=fit, watch=watch, lanes=lanes), control
+
+
+def _lane(tun: TunDevice, bind: UdpBind, number: int) -> LaneKit:
+    """Lane ``number`` listens that many ports above lane 0."""
+    local = replace(bind.local, port=bind.local.port + number)
+    queue, listener = privileged.open_lane(tun.name, local)
+    return LaneKit(number, local.port, queue, listener)
 
 
 def tunnel_mtu_for(config: Config, payloads: Sequence[int]) -> int:

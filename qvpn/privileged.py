@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import resource
+import signal
 import socket
 import stat
 import sys
@@ -29,7 +30,7 @@ from qvpn.netio.vmgenid import VmGenId
 
 CAP_NET_BIND_SERVICE, CAP_NET_ADMIN = 10, 12
 _MAX_FILE = 1 << 20
-_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 4, 38, 24
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 1, 4, 38, 24
 _THREAD_END = 5.0
 """Seconds that threads which were joined may take to be gone."""
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -335,6 +336,17 @@ def no_core() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
+def die_with_parent(parent: int) -> None:
+    """SIGKILL for this process as soon as the one with this id, which started it, is gone.
+
+    Raises:
+        PrivilegedError: the kernel refused, or it is gone already.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise PrivilegedError("the process that this one belongs to is gone")
+
+
 def drop_privileges(*, low_port: bool) -> None:
     """Keep CAP_NET_ADMIN (and CAP_NET_BIND_SERVICE where a port below 1024 is listened on), for ever.
 
@@ -342,7 +354,15 @@ def drop_privileges(*, low_port: bool) -> None:
         PrivilegedError: the kernel refused, or another thread keeps its rights; the daemon must not go on.
     """
     keep = 1 << CAP_NET_ADMIN | (1 << CAP_NET_BIND_SERVICE if low_port else 0)
-    keep &= effective_capabilities()
+    _keep_only(keep & effective_capabilities())
+
+
+def drop_everything() -> None:
+    """Keep no right at all, for ever: for a process that was handed all it needs.  Raises PrivilegedError."""
+    _keep_only(0)
+
+
+def _keep_only(keep: int) -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     for capability in range(64):
         if not keep >> capability & 1:
@@ -375,12 +395,15 @@ def _capset(mask: int) -> None:
 # the tunnel's own devices
 
 
-def open_tun(name: str) -> TunDevice:
-    """Make the inner network device.  Raises PrivilegedError or NetioError, each with one sentence."""
+def open_tun(name: str, *, queues: bool = False) -> TunDevice:
+    """Make the inner network device.  Raises PrivilegedError or NetioError, each with one sentence.
+
+    ``queues``: it may have several; each further call with its name opens one more.
+    """
     device = Path("/sys/class/net") / name
     if device.exists() and not (device / "tun_flags").exists():
         raise PrivilegedError(f"interface {name} exists already and is no TUN device; choose another name")
-    return TunDevice.open(name)
+    return TunDevice.open(name, queues=queues)
 
 
 def configure_tun(
@@ -410,3 +433,17 @@ def open_bind(listen: HostPort) -> UdpBind:
     if listen.ip is None:
         raise PrivilegedError(f"{listen}: listen needs an address")
     return UdpBind(Address(listen.ip, listen.port))
+
+
+def open_lane(tun: str, local: Address) -> tuple[TunDevice, socket.socket]:
+    """What one more lane needs: a queue of the device, which gets no packets yet, and a listening UDP socket.
+
+    Raises NetioError: the port is taken or not allowed, the device allows no more queues.
+    """
+    queue = TunDevice.open(tun, queues=True)
+    try:
+        queue.detach()
+        return queue, UdpBind(local).release()
+    except BaseException:
+        queue.close()
+        raise

@@ -6,17 +6,26 @@ from qvpn.control.agent import PeerAgent
 from qvpn.control.supervisor import SourceKeeper
 from qvpn.dataplane.stats import PeerTraffic
 from qvpn.handshake.machine import Snapshot
+from qvpn.lanes.counts import add, lane_traffic, summed
+from qvpn.lanes.lanes import LaneState
+from qvpn.lanes.messages import LaneTraffic
 from qvpn.sitefiles import PeerKeys
-from qvpn.status import SIMULATED, EpochView, PeerView, SourceView, key_id_hash
+from qvpn.status import SIMULATED, EpochView, LaneView, PeerLaneView, PeerView, SourceView, key_id_hash
 from qvpn.tunnel.epoch import EpochRole
 from qvpn.tunnel.keys import EpochState
 
 
-def peer_view(agent: PeerAgent, keys: PeerKeys, traffic: PeerTraffic, now: float) -> PeerView:
-    """One peer: what its agent remembers and what the packet path counted."""
+def peer_view(
+    agent: PeerAgent, keys: PeerKeys, traffic: PeerTraffic, lanes: dict[int, LaneTraffic], now: float
+) -> PeerView:
+    """One peer: what its agent remembers and what the packet paths of all lanes counted."""
     peer, record = agent.peer, agent.record
     handshake = agent.machine.snapshot(now)
     epoch = _epoch_view(handshake, traffic, now)
+    each = {0: lane_traffic(traffic, up=epoch is not None and traffic.endpoint is not None), **lanes}
+    total = LaneTraffic()
+    for lane in each.values():
+        total = add(total, lane)
     return PeerView(
         name=peer.name,
         state=epoch.state if epoch is not None else EpochState.BLOCKED.value,
@@ -35,17 +44,44 @@ def peer_view(agent: PeerAgent, keys: PeerKeys, traffic: PeerTraffic, now: float
         last_failure=record.last_failure,
         alarms=record.alarms,
         last_alarm=record.last_alarm,
-        sent_packets=traffic.sent_packets,
-        sent_bytes=traffic.sent_bytes,
-        received_packets=traffic.received_packets,
-        received_bytes=traffic.received_bytes,
+        sent_packets=total.sent_packets,
+        sent_bytes=total.sent_bytes,
+        received_packets=total.received_packets,
+        received_bytes=total.received_bytes,
         last_received=None if traffic.last_received is None else now - traffic.last_received,
-        opened=traffic.opened,
-        marked=traffic.marked,
-        source_checks=traffic.source_checks,
-        tun_writes=traffic.tun_writes,
-        tun_refused=traffic.tun_refused,
-        drops=_sum(traffic.drops, record.drops.nonzero()),
+        opened=total.opened,
+        marked=total.marked,
+        source_checks=total.source_checks,
+        tun_writes=total.tun_writes,
+        tun_refused=total.tun_refused,
+        drops=summed(total.drops, record.drops.nonzero()),
+        lanes=tuple(_peer_lane(number, lane) for number, lane in each.items()) if lanes else (),
+    )
+
+
+def _peer_lane(number: int, lane: LaneTraffic) -> PeerLaneView:
+    return PeerLaneView(
+        number=number,
+        up=lane.up,
+        endpoint=lane.endpoint,
+        sent_packets=lane.sent_packets,
+        sent_bytes=lane.sent_bytes,
+        received_packets=lane.received_packets,
+        received_bytes=lane.received_bytes,
+        drops=lane.drops,
+    )
+
+
+def lane_view(state: LaneState) -> LaneView:
+    """One lane's process."""
+    return LaneView(
+        number=state.number,
+        port=state.port,
+        pid=state.pid,
+        up=state.up,
+        used=state.attached,
+        restarts=state.restarts,
+        reason=state.reason,
     )
 
 
@@ -85,11 +121,3 @@ def source_view(keeper: SourceKeeper) -> SourceView:
         alarm=status.alarm,
         restarts=keeper.restarts + status.restarts,
     )
-
-
-def _sum(*counts: dict[str, int]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for each in counts:
-        for reason, number in each.items():
-            total[reason] = total.get(reason, 0) + number
-    return total

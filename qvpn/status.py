@@ -34,6 +34,38 @@ class EpochView:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerLaneView:
+    """One peer on one lane; lane 0 is the daemon itself."""
+
+    number: int
+    up: bool
+    """Packets leave on it: it has an epoch to send on and an address that was proved."""
+    endpoint: str | None
+    sent_packets: int
+    sent_bytes: int
+    received_packets: int
+    received_bytes: int
+    drops: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LaneView:
+    """The process of one lane beside lane 0."""
+
+    number: int
+    port: int
+    """UDP."""
+    pid: int | None
+    up: bool
+    """Its process runs and takes keys."""
+    used: bool
+    """The kernel gives packets to it: some peer can be reached on it."""
+    restarts: int
+    reason: str
+    """How its process ended the last time; empty while it never did."""
+
+
+@dataclass(frozen=True, slots=True)
 class PeerView:
     """One peer."""
 
@@ -75,6 +107,9 @@ class PeerView:
     tun_writes: int
     tun_refused: int
     drops: dict[str, int] = field(default_factory=dict)
+    """Of all lanes, as the counters above."""
+    lanes: tuple[PeerLaneView, ...] = ()
+    """Each lane; none where there is only lane 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +147,8 @@ class SiteView:
     key_sources: tuple[SourceView, ...]
     drops: dict[str, int] = field(default_factory=dict)
     send_errors: dict[str, int] = field(default_factory=dict)
+    lanes: tuple[LaneView, ...] = ()
+    """Processes of the lanes beside lane 0."""
 
     def to_json(self) -> dict[str, object]:
         """Plain values for ``json.dumps``."""

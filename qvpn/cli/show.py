@@ -83,6 +83,7 @@ def _show_site(site: dict[str, Any]) -> str:
         lines += _show_peer(peer)
     for source in site["key_sources"]:
         lines += _show_source(source)
+    lines += [_show_lane(lane) for lane in site["lanes"]]
     lines += _counters("drops", site["drops"]) + _counters("send errors", site["send_errors"])
     return "\n".join(lines)
 
@@ -112,7 +113,25 @@ def _show_peer(peer: dict[str, Any]) -> list[str]:
     for count, last in (("failures", "last_failure"), ("alarms", "last_alarm")):
         if peer[count]:
             lines.append(f"  {count} {peer[count]}, last: {peer[last]}")
-    return lines + _counters("drops", peer["drops"])
+    lines += _counters("drops", peer["drops"])
+    for lane in peer["lanes"]:
+        lines.append(
+            f"  lane {lane['number']} {'up' if lane['up'] else 'down'}  {lane['endpoint'] or 'no endpoint'}  "
+            f"sent {lane['sent_packets']} packets, {lane['sent_bytes']} bytes  "
+            f"received {lane['received_packets']} packets, {lane['received_bytes']} bytes"
+        )
+        lines += ["  " + line for line in _counters("drops", lane["drops"])]
+    return lines
+
+
+def _show_lane(lane: dict[str, Any]) -> str:
+    state = ("in use" if lane["used"] else "no peer to send to") if lane["up"] else "not running"
+    facts = [f"lane {lane['number']}: {state}", f"port {lane['port']}"]
+    if lane["pid"] is not None:
+        facts.append(f"pid {lane['pid']}")
+    if lane["restarts"]:
+        facts.append(f"restarts {lane['restarts']}, last: {lane['reason']}")
+    return "  ".join(facts)
 
 
 def _show_source(source: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ def check(config: Config) -> None:
     _names(config)
     _networks(config)
     _mtu(config)
+    _lane_ports(config)
     for peer in config.peer:
         _outer_addresses(config, peer)
         if peer.key_source is not None:
@@ -64,6 +65,18 @@ def _mtu(config: Config) -> None:
     mtu = config.tunnel.mtu
     if mtu is not None and mtu < MIN_MTU_IPV6 and carries_ipv6(config):
         raise ConfigError(f"IPv6 needs at least {MIN_MTU_IPV6}", table="[tunnel]", key="mtu")
+
+
+def _lane_ports(config: Config) -> None:
+    """Lane k listens k ports above lane 0."""
+    listen, lanes = config.site.listen, config.tunnel.lanes
+    if lanes > 1 and not 1 <= listen.port <= 65_536 - lanes:
+        last = listen.port + lanes - 1
+        raise ConfigError(
+            f"{lanes} lanes need the UDP ports {listen.port} to {last}, and the last one there is is 65535",
+            table="[tunnel]",
+            key="lanes",
+        )
 
 
 def _outer_addresses(config: Config, peer: Peer) -> None:

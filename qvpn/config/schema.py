@@ -27,6 +27,9 @@ from qvpn.config.units import (
 MIN_MTU, MIN_MTU_IPV6, MAX_MTU = 576, 1280, 65_465
 """Tunnel MTU: the smallest that IPv4 and IPv6 allow, and what one UDP datagram can carry (65,507 - 42)."""
 
+MAX_LANES = 16
+"""A lane is four bits of a record's receive index."""
+
 MIN_REKEY, MAX_REKEY = 1.0, 3600.0
 _U32 = 2**32 - 1
 
@@ -146,8 +149,8 @@ class Tunnel(_Table):
     @field_validator("lanes")
     @classmethod
     def _lanes(cls, value: int) -> int:
-        if value != 1:
-            raise ValueError("this version speaks one lane: write 1 or leave it out")
+        if not 1 <= value <= MAX_LANES:
+            raise ValueError(f"{value} is outside 1 to {MAX_LANES}")
         return value
 
 

@@ -154,6 +154,11 @@ class PeerAgent:
         self.machine.forked(self._clock())
         self.pump()
 
+    def rekey(self) -> None:
+        """A new epoch is wanted now."""
+        self.machine.rekey(self._clock())
+        self.pump()
+
     def source_status(self, ready: bool, alarm: str | None) -> None:
         """The key source was asked how it is.  One that does not answer has not said that its alarm is over."""
         if alarm is not None or ready:

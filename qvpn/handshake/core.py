@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from qvpn.config.schema import MAX_LANES
 from qvpn.crypto.suites import SUITES, Suite
 from qvpn.handshake import timers
 from qvpn.handshake.carrier import Carrier, Cold
@@ -32,9 +33,6 @@ from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.keys import EpochKeys, EpochState
 from qvpn.wire.datagram import Outgoing, gate_key
 from qvpn.wire.messages import TLV_CLAIM, TLV_LANES, KeyName, Mode, Outcome, Policy, WireOrigin
-
-MAX_LANES = 16
-"""A lane is four bits of the receive index."""
 
 STATES = {Outcome.OK: EpochState.QKD, Outcome.CHAINED: EpochState.CHAINED, Outcome.ABSENT: EpochState.PQC}
 

@@ -145,11 +145,8 @@ WORDS = [
     ('"qvpn0"', '"qvpn0"\nmtu = 500', "site/qvpn.toml: [tunnel] mtu: 500 is outside 576 to 65465"),
     ('"qvpn0"', '"qvpn0"\nmtu = 1279', "site/qvpn.toml: [tunnel] mtu: IPv6 needs at least 1280"),
     ('"qvpn0"', '"qvpn0"\nmtu = "1400"', "site/qvpn.toml: [tunnel] mtu: write a whole number"),
-    (
-        '"qvpn0"',
-        '"qvpn0"\nlanes = 2',
-        "site/qvpn.toml: [tunnel] lanes: this version speaks one lane: write 1 or leave it out",
-    ),
+    ('"qvpn0"', '"qvpn0"\nlanes = 0', "site/qvpn.toml: [tunnel] lanes: 0 is outside 1 to 16"),
+    ('"qvpn0"', '"qvpn0"\nlanes = 17', "site/qvpn.toml: [tunnel] lanes: 17 is outside 1 to 16"),
     ('type = "etsi014"\n', "", "site/qvpn.toml: [key_source.kme] type: is missing"),
     ("[[peer]]", "[peer]", "site/qvpn.toml: [[peer]]: each peer is a table of its own: write [[peer]]"),
     (
