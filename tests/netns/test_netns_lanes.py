@@ -68,7 +68,7 @@ def test_flows_spread_over_lanes_and_counters_add_up(tunnel: Any) -> None:
             assert peer[name] == sum(lane[name] for lane in peer["lanes"])
         assert peer["opened"] == peer["marked"]
         assert peer["source_checks"] == peer["tun_writes"] + peer["tun_refused"]
-        assert sum(lane["received_packets"] > 50 for lane in peer["lanes"]) >= 2, peer["lanes"]
+        assert sum(lane["received_packets"] > 4 for lane in peer["lanes"]) >= 2, peer["lanes"]  # a flow has more
     assert tunnel.daemons["bob"].peer()["received_bytes"] > 16_000_000
 
 
