@@ -19,6 +19,8 @@ from keysource.errors import KeySourceError
 from keysource.qkd.config import EndConfig, FibreConfig, load
 from keysource.qkd.engine.control import ask
 from keysource.qkd.errors import LinkSettings
+from keysource.qkd.optics.attacks import ATTACKS
+from keysource.qkd.optics.weather import WEATHERS
 from keysource.qkd.presets import PRESETS
 from keysource.settings import Address
 
@@ -88,15 +90,29 @@ def eve(
     file: File,
     switch: Annotated[Literal["on", "off"], typer.Argument(help="Let Eve in, or send her away.")],
     fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="Fraction of the pulses she takes.")] = 1.0,
+    attack: Annotated[str, typer.Option(help=f"One of {', '.join(ATTACKS[:-1])}.")] = ATTACKS[0],
+    mode: Annotated[str, typer.Option(help="Of blinding: cw or pulsed.")] = "cw",
 ) -> None:
-    """Switch the eavesdropper in the fibre process (intercept-resend); nobody else is told."""
+    """Switch the eavesdropper in the fibre process; nobody else is told."""
+    answer = _ask_fibre(file, {"attack": attack if switch == "on" else "none", "fraction": fraction, "mode": mode})
+    print(f"Eve ({answer['attack']}) takes {100 * answer['fraction']:.0f} % of the pulses")
+
+
+@app.command()
+def weather(
+    file: File, name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of {', '.join(WEATHERS)}.")]
+) -> None:
+    """Change the weather of a running link: drift of alignment and loss, background light."""
+    print(f"weather: {_ask_fibre(file, {'weather': name})['weather']}")
+
+
+def _ask_fibre(file: Path, request: dict[str, Any]) -> dict[str, Any]:
     config = load(file)
     if isinstance(config, EndConfig) and not config.spawn_fibre:
         _fail(f"{file}: this end has no fibre; give the file of the end or process that runs it", 2)
     if config.control is None:
         _fail(f'{file}: key "control": the default path is too long for a unix socket; set one', 2)
-    answer = asyncio.run(ask(config.control, {"fraction": fraction if switch == "on" else 0.0}))
-    print(f"Eve takes {100 * answer['fraction']:.0f} % of the pulses")
+    return asyncio.run(ask(config.control, request))
 
 
 @app.command()

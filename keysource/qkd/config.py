@@ -16,6 +16,7 @@
     auth_key = "auth.pad"             # the pad file, 0600; each end its own copy
     state = "state"                   # folder, 0700; never restore it from a backup
     socket = "device.sock"            # the device socket
+    monitor = "photocurrent"          # right only: none | photocurrent | efficiency | both; guards of Bob's detectors
     control = "eve.sock"              # left with spawn_fibre, or fibre: where Eve is switched; default in `state`
 
 A fibre process of its own has ``version, role, listen, preset, pace, control, key`` (``fibre.key``, 32 bytes, made by
@@ -33,6 +34,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from keysource.base import End, Owner
 from keysource.qkd.errors import LinkSettings
+from keysource.qkd.optics.monitors import Monitor
 from keysource.qkd.presets import PRESETS
 from keysource.settings import Address as Address  # the engine takes it from here
 from keysource.settings import AddressText, first_mistake
@@ -51,7 +53,7 @@ Pace = Literal["realtime", "fast"]
 
 
 _OF_OWN_FIBRE = ("pace", "control")
-_NOT_OF_LEFT = ("peer",)
+_NOT_OF_LEFT = ("peer", "monitor")
 _NOT_OF_RIGHT = ("listen", "spawn_fibre", *_OF_OWN_FIBRE)
 
 
@@ -79,6 +81,7 @@ class EndSettings(_Table):
     state: str
     socket: str
     control: str | None = None
+    monitor: Monitor = "photocurrent"
 
 
 class FibreSettings(_Table):
@@ -110,6 +113,7 @@ class EndConfig:
     socket: Path
     control: Path | None
     """None where the default path is too long for a unix socket."""
+    monitor: Monitor = "photocurrent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +176,7 @@ def _resolve(table: EndSettings, path: Path, base: Path) -> EndConfig:
         state=state,
         socket=base / table.socket,
         control=base / table.control if table.control else _short(state / "eve.sock"),
+        monitor=table.monitor,
     )
 
 

@@ -1,14 +1,17 @@
 """Links by name.  A preset fixes optics, block and error budget; both ends and the fibre must have the same.
 
 ``demo`` is a slow laboratory source over 20 km, so that two cores simulate and distil it in real time beside
-everything else; ``metro50`` a 1 GHz link over 50 km, which takes longer than real time here and says so.
+everything else; ``metro50`` a 1 GHz link over 50 km, which takes longer than real time here and says so;
+``satellite`` one pass as one block, whose loss follows the elevation: the satellite is a trusted node that stores
+and forwards.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from keysource.qkd.optics.model import Optics
+from keysource.qkd.optics.model import Optics, Recovery
+from keysource.qkd.optics.weather import Pass
 from keysource.qkd.plan import Plan, make_plan
 from keysource.qkd.rates.finite import Decoy, Security
 
@@ -27,6 +30,8 @@ class Preset:
     abort_wait: float
     """Longest pause after aborted blocks in a row, in seconds: each costs a ticket of pad."""
     security: Security = SECURITY
+    weather: str = "calm"
+    """See ``optics.weather``; nature's, the ends do not know it."""
 
     def plan(self) -> Plan:
         return make_plan(self.optics, self.pulses, self.security, self.schedule)
@@ -38,6 +43,8 @@ class Preset:
 
 
 _LAB = Decoy(mu1=0.45, mu2=0.15, p1=0.45)
+_SPACE = Decoy(mu1=0.6, mu2=0.2, p1=0.5)
+_PASS = Pass(altitude_km=500.0, top_deg=75.0, least_deg=20.0, zenith_loss_db=22.0, air_db=0.9)
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -71,6 +78,22 @@ PRESETS: dict[str, Preset] = {
             "50 km, 1 GHz, blocks of 0.2 s",
             Optics(Decoy(0.5, 0.15, 0.5), 0.75, 50.0, 0.2, 0.2, 1e-7, 0.01, 1e9),
             pulses=200_000_000,
+            schedule="optimised",
+            abort_wait=30.0,
+        ),
+        Preset(
+            "apd25",
+            "25 km, 100 MHz, avalanche diodes with 5 us dead time and after-pulses, blocks of 4 s",
+            Optics(_LAB, 0.75, 25.0, 0.2, 0.1, 1e-6, 0.01, 100e6, Recovery(5e-6, 0.01, 2e-6)),
+            pulses=400_000_000,
+            schedule="optimised",
+            abort_wait=30.0,
+        ),
+        Preset(
+            "satellite",
+            "one pass of a satellite at 500 km, 10 MHz, one block of 5 minutes",
+            Optics(_SPACE, 0.8, 0.0, 0.0, 0.5, 5e-7, 0.01, 10e6, Recovery(50e-9), _PASS.course(30)),
+            pulses=round(10e6 * _PASS.seconds()),
             schedule="optimised",
             abort_wait=30.0,
         ),

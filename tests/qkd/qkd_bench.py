@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from keysource.qkd.audit import Overheard
 from keysource.qkd.distill.alice import AliceBlock
 from keysource.qkd.distill.bob import BobBlock
 from keysource.qkd.distill.mac import TICKET_BYTES, Ticket
 from keysource.qkd.distill.party import Answer, Fly, Keep, Outcome, Party, Receive, Send, Step, Terms
 from keysource.qkd.distill.wire import Frame, Kind, Start, frame_untrusted
 from keysource.qkd.errors import BadFrame, LinkError
-from keysource.qkd.optics.eve import InterceptResend
+from keysource.qkd.optics.eve import Eve, InterceptResend
 from keysource.qkd.optics.model import Optics
+from keysource.qkd.optics.monitors import TEST_SHARE, Monitor, alarm
 from keysource.qkd.optics.sampler import Detections, detect
 from keysource.qkd.optics.settings import ReceiverSeed, SourceSeed
 from keysource.qkd.plan import Plan, make_plan
@@ -66,7 +68,9 @@ class Bench:
 
     terms: Terms
     tamper: Tamper = untouched
-    eve: float = 0.0
+    eve: float | Eve = 0.0
+    """A fraction of intercept-resend, or any Eve."""
+    monitor: Monitor = "none"
     refills: int = 1
     optics: Optics = OPTICS
     clicks: Callable[[Detections], Detections] = lambda seen: seen
@@ -85,6 +89,11 @@ class Bench:
             pass
         return self.alice, self.bob
 
+    def overheard(self) -> Overheard:
+        """What somebody on the classical channel, and Eve in the fibre, have of the block."""
+        frames = [(sender, frame_untrusted(body)) for sender, body in self.frames]
+        return Overheard(frames, self.seen.notes, self.terms.plan)
+
     def _turn(self, side: Side, other: Side) -> bool:
         """One step of a side; False where it can do nothing."""
         if side.done:
@@ -100,7 +109,8 @@ class Bench:
             except LinkError as error:
                 side.error = error
                 return True
-            side.party = BobBlock(self.terms, start, Ticket(0, self.material))
+            side.party = bob = BobBlock(self.terms, start, Ticket(0, self.material))
+            bob.guard = lambda readings: alarm(self.monitor, readings, self.optics)
             return self._advance(side, None)
         match side.step:
             case Send(frame):
@@ -134,9 +144,9 @@ class Bench:
             return False
         self.flown = True
         source = SourceSeed(self.seeds["A"], self.optics.p_z, self.optics.decoy.p1)
-        receiver = ReceiverSeed(self.seeds["B"], self.optics.p_z)
-        span, eve = (0, self.terms.plan.pulses), InterceptResend(self.eve)
-        seen = detect(self.optics, source, receiver, span, eve, np.random.default_rng())
+        receiver = ReceiverSeed(self.seeds["B"], self.optics.p_z, TEST_SHARE if self.monitor != "none" else 0.0)
+        span, eve = (0, self.terms.plan.pulses), self.eve if isinstance(self.eve, Eve) else InterceptResend(self.eve)
+        seen = self.seen = detect(self.optics, source, receiver, span, eve, np.random.default_rng())
         self.log.append(("fibre", "flown"))
         self._advance(self.alice, None)
         return self._advance(self.bob, self.clicks(seen))

@@ -22,12 +22,13 @@ from keysource.qkd.engine import seal
 from keysource.qkd.engine.control import ask
 from keysource.qkd.engine.end import LinkEnd
 from keysource.qkd.engine.fibre import Fibre
-from keysource.qkd.engine.hardware import Hardware, detections_untrusted
+from keysource.qkd.engine.hardware import Hardware
 from keysource.qkd.errors import BadFrame, LinkError, PeerLost
 from keysource.qkd.ledger import Ledger
 from keysource.qkd.optics.settings import fresh_seed
 from keysource.qkd.pair import PairPlan, write_pair
 from keysource.qkd.presets import PRESETS
+from keysource.qkd.records import detections_untrusted
 
 PRESET = PRESETS["demo"]
 PLAN = PRESET.plan()

@@ -130,7 +130,7 @@ def test_eve_does_not_read_intensities_or_know_alices_basis() -> None:
     """Her function is given light and nature only, and gives light of the same shape."""
     nature = np.random.default_rng(5)
     light = Light(np.zeros(40_000, dtype=np.uint8), np.ones(40_000, dtype=np.uint8))
-    after = InterceptResend(1.0)(light, nature)
+    after, _notes = InterceptResend(1.0).touch(light, OPTICS, nature)
     assert 0.48 < after.check.mean() < 0.52
     assert after.bit[after.check == 0].all()  # her basis was right
     assert 0.47 < after.bit[after.check == 1].mean() < 0.53

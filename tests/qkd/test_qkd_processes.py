@@ -16,6 +16,7 @@ from qkd_lab import LinkLab, until
 from keysource.base import Origin
 from keysource.device.client import DeviceClient
 from keysource.qkd.distill.wire import Kind
+from keysource.qkd.engine.control import ask
 
 LONG = os.environ.get("QVPN_TEST_LONG") == "1"
 pytestmark = pytest.mark.timeout(900 if LONG else 180)
@@ -91,6 +92,39 @@ async def test_eve_stops_the_keys_and_raises_the_alarm_and_leaving_lets_them_com
         await lab.blocks(1)
         assert not alice.alarms and not bob.alarms
         assert (await lab.status("bob"))["state"] == "up"
+
+
+async def test_blinding_is_caught_by_the_monitor_alone_and_a_link_without_one_goes_on(tmp_path: Path) -> None:
+    """Pulsed light passes the photocurrent monitor of the default configuration: keys go on, and Eve has them."""
+    async with LinkLab(tmp_path) as lab:
+        await lab.start()
+        lab.attach()
+        await lab.blocks(1)
+        socket = tmp_path / "alice" / "eve.sock"
+        assert (await ask(socket, {"attack": "blinding", "mode": "pulsed"}))["attack"] == "blinding"
+        await lab.blocks(2)
+        assert not lab.clients["bob"].alarms, "nothing fires: the monitor is the wrong one"
+        await ask(socket, {"attack": "blinding", "mode": "cw"})
+        for site in ("alice", "bob"):
+            await until(lambda site=site: "monitor" in lab.clients[site].alarms, 30, lab.words)  # type: ignore[misc]
+        bob = await lab.status("bob")
+        assert bob["monitor"] == "photocurrent" and bob["ledger_balance"] == 0
+        await ask(socket, {"attack": "none"})
+        await lab.blocks(1)
+        assert not lab.clients["alice"].alarms and not lab.clients["bob"].alarms
+
+
+async def test_a_storm_costs_blocks_and_calm_weather_brings_them_back(tmp_path: Path) -> None:
+    async with LinkLab(tmp_path) as lab:
+        await lab.start()
+        lab.attach()
+        await lab.blocks(1)
+        await ask(tmp_path / "alice" / "eve.sock", {"weather": "storm"})
+        await until_failed(lab, (await lab.status("alice"))["blocks_failed"] + 1)
+        await ask(tmp_path / "alice" / "eve.sock", {"weather": "calm"})
+        await lab.blocks(2)
+        status = await lab.status("bob")
+        assert status["state"] == "up" and status["ledger_balance"] == 0
 
 
 async def until_failed(lab: LinkLab, count: int) -> None:

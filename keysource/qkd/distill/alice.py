@@ -17,6 +17,7 @@ from keysource.qkd.distill.wire import CHECKED, KEY, Frame, Kind, Reason
 from keysource.qkd.errors import BadFrame
 from keysource.qkd.optics.settings import SourceSeed, fresh_seed
 from keysource.qkd.rates.finite import Pair
+from keysource.qkd.records import RecordedSettings
 
 
 class AliceBlock(Party):
@@ -29,8 +30,9 @@ class AliceBlock(Party):
         answer = yield from self.receive(Kind.READY)
         self.outcome.peer_spent = wire.ready_untrusted(answer.payload)
         source = SourceSeed(fresh_seed(), self.terms.p_z, self.terms.decoy.p1)
-        yield Fly(source.seed)
-        check_bits, check_decoy = yield from self._sift(source)
+        flown = yield Fly(source.seed)
+        chosen = flown if isinstance(flown, RecordedSettings) else source
+        check_bits, check_decoy = yield from self._sift(chosen)
         n_x, m_x = yield from self._check(check_bits, check_decoy)
         yield from self._correct()
         m_z = yield from self._verify()
@@ -39,7 +41,7 @@ class AliceBlock(Party):
         yield from self.send(wire.hashed(Kind.AMPLIFY, seed))
         return self.amplify(seed)
 
-    def _sift(self, source: SourceSeed) -> Generator[Step, Answer, tuple[Bits, Bits]]:
+    def _sift(self, source: SourceSeed | RecordedSettings) -> Generator[Step, Answer, tuple[Bits, Bits]]:
         """Keep random subsets of the fixed sizes; tell Bob which, and the check bits."""
         frame = yield from self.receive(Kind.DETECTED)
         positions, bases = wire.detected_untrusted(frame.payload, self.plan.pulses)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import numpy as np
 
@@ -13,16 +13,18 @@ from keysource.qkd.distill.party import Abort, Answer, Fly, Keep, Party, Step, i
 from keysource.qkd.distill.toeplitz import toeplitz_hash
 from keysource.qkd.distill.wire import CHECKED, KEY, Frame, Kind, Reason
 from keysource.qkd.errors import BadFrame
+from keysource.qkd.optics.monitors import Readings
 from keysource.qkd.optics.sampler import Detections
 from keysource.qkd.optics.settings import SEED_BYTES, ReceiverSeed, fresh_seed
 from keysource.qkd.rates.finite import Pair
 
 
 class BobBlock(Party):
-    """``spent``: how many tickets he has spent, this one included."""
+    """``spent``: how many tickets he has spent, this one included; ``guard``: a sentence where his monitors fire."""
 
     own, peer = b"B", b"A"
     spent: int = 0
+    guard: Callable[[Readings], str | None] = staticmethod(lambda readings: None)
 
     def _distil(self) -> Generator[Step, Answer, Bits]:
         started = self.start.frame()
@@ -44,8 +46,10 @@ class BobBlock(Party):
         seen = yield Fly(receiver.seed)
         if not isinstance(seen, Detections):
             raise TypeError("a step that wants detections got none")
-        bases = receiver.at(seen.positions)
+        bases = receiver.at(seen.positions) if seen.bases is None else seen.bases
         self.ledger.raw = self.in_hand = len(seen.positions)
+        if seen.readings is not None and self.guard(seen.readings) is not None:
+            raise Abort(Reason.MONITOR)
         yield from self.send(wire.detected(seen.positions, bases))
         frame = yield from self.receive(Kind.SIFT)
         codes, theirs = wire.sift_untrusted(frame.payload, bases, self.plan.n_z, self.plan.n_x)

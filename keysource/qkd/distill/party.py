@@ -1,7 +1,8 @@
 """What both ends of a block have in common.  Sans-IO: a block is a generator of steps.
 
-The driver performs each :data:`Step` and sends its result back in: a frame for :class:`Receive`, detections (Bob) or
-None (Alice) for :class:`Fly`, None for the others.  The generator's return value is the :class:`Outcome`.
+The driver performs each :data:`Step` and sends its result back in: a frame for :class:`Receive`, detections (Bob), or
+None or recorded settings (Alice) for :class:`Fly`, None for the others.  The generator's return value is the
+:class:`Outcome`.
 :class:`~keysource.qkd.errors.BadFrame` and :class:`~keysource.qkd.errors.Forged` come out where the other end is not
 who it should be: the block is dead, the connection too.
 """
@@ -23,6 +24,7 @@ from keysource.qkd.ledger import Ledger
 from keysource.qkd.optics.sampler import Detections
 from keysource.qkd.plan import Plan
 from keysource.qkd.rates.finite import Bounds, Counts, Decoy, Pair, Security, bounds
+from keysource.qkd.records import RecordedSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Keep:
 
 
 Step = Send | Receive | Fly | Keep
-Answer = Frame | Detections | None
+Answer = Frame | Detections | RecordedSettings | None
 Steps = Generator[Step, Answer, "Outcome"]
 
 

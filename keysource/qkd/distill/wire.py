@@ -79,6 +79,8 @@ class Reason(enum.IntEnum):
     """The keys still differ after error correction."""
     STATISTICS = 5
     """The decoy bounds miss the plan's thresholds."""
+    MONITOR = 6
+    """A monitor of Bob's detectors has fired."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,21 @@
 """The fibre process: glass, detectors and Eve.  It is nature: both sites tell it their settings, Bob gets clicks.
 
-Each site sends ``PREPARE`` (block u64, pulses u64, plan digest 32 bytes, settings seed 32 bytes).  When both have
-sent the same block, its pulses fly, in slices: at ``pace = realtime`` a slice is done when its light has arrived.
-Then Alice is told ``FLOWN`` (block u64) and Bob ``FLOWN`` with the detections: block u64, count u32, positions
-count x u32, bits packed.  ``REFUSED`` carries a sentence, ``WELCOME`` the pace.
+Each site sends ``PREPARE`` (block u64, pulses u64, plan digest 32 bytes, settings seed 32 bytes, efficiency test u8).
+When both have sent the same block, its pulses fly, in slices: at ``pace = realtime`` a slice is done when its light
+has arrived.  Then Alice is told ``FLOWN`` (block u64) and Bob ``FLOWN`` with the block u64 and a detection record
+(``keysource.qkd.records``).  ``REFUSED`` carries a sentence, ``WELCOME`` the pace.
+
+Eve and the weather are switched at the control socket: one JSON object with any of ``attack``, ``fraction``,
+``mode``, ``weather``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from bisect import bisect_right
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +24,19 @@ import structlog
 
 from keysource.base import End
 from keysource.qkd.config import Address, Pace
-from keysource.qkd.distill.bits import pack
 from keysource.qkd.engine import seal
 from keysource.qkd.engine.control import Control
 from keysource.qkd.errors import BadFrame, LinkError, PeerLost
-from keysource.qkd.optics.eve import InterceptResend
-from keysource.qkd.optics.sampler import Detections, detect
+from keysource.qkd.optics.attacks import make_eve
+from keysource.qkd.optics.detectors import Receiver
+from keysource.qkd.optics.eve import Eve
+from keysource.qkd.optics.model import Optics
+from keysource.qkd.optics.monitors import TEST_SHARE
+from keysource.qkd.optics.sampler import Detections, detect, join
 from keysource.qkd.optics.settings import ReceiverSeed, SourceSeed
+from keysource.qkd.optics.weather import WEATHERS, Sky
 from keysource.qkd.presets import Preset
+from keysource.qkd.records import encode_detections
 
 log = structlog.get_logger("qkd.fibre")
 SLICE_SECONDS = 0.25
@@ -41,6 +50,7 @@ class Order(NamedTuple):
     pulses: int
     digest: bytes
     seed: bytes
+    test: int
 
 
 @dataclass(slots=True)
@@ -57,7 +67,8 @@ class Fibre:
         plan = preset.plan()
         self._digest = bytes.fromhex(plan.digest(preset.optics, preset.security))
         self._pulses = plan.pulses
-        self._eve = InterceptResend()
+        self._eve = Eve()
+        self._sky = Sky(WEATHERS[preset.weather])
         self._nature = np.random.default_rng()  # nature may be a statistical generator; settings never are
         self._seats: dict[End, _Seat] = {}
         self._flight: asyncio.Task[None] | None = None
@@ -88,14 +99,18 @@ class Fibre:
     # Eve's switch
 
     def _command(self, request: dict[str, Any]) -> dict[str, Any]:
-        fraction = request.get("fraction")
-        if fraction is not None:
-            if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
-                raise LinkError("fraction is a number from 0 to 1")
-            self._eve.fraction = float(fraction)
-            log.info("Eve", fraction=self._eve.fraction)
+        known = {"attack", "fraction", "mode"}
+        if request.keys() & known:
+            self._eve = make_eve(request)
+            log.info("Eve", attack=self._eve.name, fraction=self._eve.fraction)
+        if "weather" in request:
+            if request["weather"] not in WEATHERS:
+                raise LinkError(f"weather is one of {', '.join(WEATHERS)}")
+            self._sky.weather = WEATHERS[request["weather"]]
         return {
+            "attack": self._eve.name,
             "fraction": self._eve.fraction,
+            "weather": next((name for name, each in WEATHERS.items() if each == self._sky.weather), "?"),
             "preset": self._preset.name,
             "pace": self._pace,
             "blocks": self.blocks,
@@ -164,33 +179,39 @@ class Fibre:
     async def _fly(self, alice: Order, bob: Order) -> None:
         optics = self._preset.optics
         source = SourceSeed(alice.seed, optics.p_z, optics.decoy.p1)
-        receiver = ReceiverSeed(bob.seed, optics.p_z)
+        receiver = ReceiverSeed(bob.seed, optics.p_z, TEST_SHARE if bob.test else 0.0)
+        detectors = Receiver(optics.recovery, optics.pulse_rate)
         loop = asyncio.get_running_loop()
         start, parts = loop.time(), []
-        for first, count in self._slices():
+        for (first, count), part in self._slices():
             if self._pace == "realtime":
                 arrival = start + (first + count) / optics.pulse_rate
                 await asyncio.sleep(max(0.0, arrival - loop.time()))
             began = loop.time()
-            eve = InterceptResend(self._eve.fraction)
-            parts.append(await asyncio.to_thread(detect, optics, source, receiver, (first, count), eve, self._nature))
+            self._sky.step(count / optics.pulse_rate, self._nature)
+            now, span, eve = self._sky.over(part), (first, count), self._eve  # whatever she is at this moment
+            parts.append(await asyncio.to_thread(detect, now, source, receiver, span, eve, self._nature, detectors))
             self.busy += loop.time() - began
         self.blocks += 1
         with contextlib.suppress(LinkError, KeyError):
-            await self._report(alice.block, parts)
+            await self._report(alice.block, join(parts))
 
-    def _slices(self) -> list[tuple[int, int]]:
-        """(first pulse, pulses) of each slice."""
-        wanted = max(1, round(self._preset.block_seconds / SLICE_SECONDS)) if self._pace == "realtime" else 1
-        edges = [self._pulses * i // wanted for i in range(wanted + 1)]
-        return [(low, high - low) for low, high in pairwise(edges)]
+    def _slices(self) -> list[tuple[tuple[int, int], Optics]]:
+        """((first pulse, pulses), optics) of each slice; a new one where the block's course changes."""
+        live = self._pace == "realtime" or not self._sky.weather.calm
+        wanted = max(1, round(self._preset.block_seconds / SLICE_SECONDS)) if live else 1
+        edges = {self._pulses * i // wanted for i in range(wanted + 1)}
+        stretches = self._preset.optics.stretches()
+        ends = [round(self._pulses * share) for share in accumulate(share for share, _part in stretches)]
+        cuts = sorted(edges | set(ends[:-1]))
+        return [
+            ((low, high - low), stretches[min(bisect_right(ends, low), len(stretches) - 1)][1])
+            for low, high in pairwise(cuts)
+        ]
 
-    async def _report(self, block: int, parts: list[Detections]) -> None:
+    async def _report(self, block: int, seen: Detections) -> None:
         number = block.to_bytes(8, "big")
-        positions = np.concatenate([part.positions for part in parts])
-        bits = np.concatenate([part.bits for part in parts])
         for seat in self._seats.values():
             seat.order = None
         await self._seats[End.A].sealed.send(seal.FLOWN, number)
-        body = len(positions).to_bytes(4, "big") + positions.astype(">u4").tobytes() + pack(bits)
-        await self._seats[End.B].sealed.send(seal.FLOWN, number + body)
+        await self._seats[End.B].sealed.send(seal.FLOWN, number + encode_detections(seen, self._pulses))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-import numpy as np
-
 from keysource.base import End
 from keysource.qkd.config import Address
-from keysource.qkd.distill.bits import unpack_untrusted
 from keysource.qkd.engine import seal
 from keysource.qkd.errors import BadFrame, LinkError, PeerLost
 from keysource.qkd.optics.sampler import Detections
+from keysource.qkd.records import detections_untrusted
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 2.0
 
@@ -19,7 +17,9 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.1, 2.0
 class Hardware:
     """Stays connected to the fibre; one block at a time."""
 
-    def __init__(self, end: End, address: Address, key: bytes, digest: str) -> None:
+    def __init__(self, end: End, address: Address, key: bytes, digest: str, *, test: bool = False) -> None:
+        """``test``: Bob's attenuator, for a monitor of the efficiency."""
+        self._test = test
         self._end, self._address, self._key, self._digest = end, address, key, bytes.fromhex(digest)
         self._sealed: seal.Sealed | None = None
         self._task: asyncio.Task[None] | None = None
@@ -54,7 +54,7 @@ class Hardware:
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting = (block, future)
         try:
-            await sealed.send(seal.PREPARE, seal.PREPARE_FORM.pack(block, pulses, self._digest, seed))
+            await sealed.send(seal.PREPARE, seal.PREPARE_FORM.pack(block, pulses, self._digest, seed, self._test))
             async with asyncio.timeout(patience):
                 answer = await future
         except TimeoutError:
@@ -108,14 +108,3 @@ class Hardware:
                 future.set_exception(LinkError(payload.decode(errors="replace")[:200]))
             elif kind == seal.FLOWN and payload[:8] == block.to_bytes(8, "big"):
                 future.set_result(payload[8:])
-
-
-def detections_untrusted(payload: bytes, pulses: int) -> Detections:
-    """Positions and bits out of ``FLOWN``.  Raises :class:`BadFrame`."""
-    count = int.from_bytes(payload[:4], "big")
-    if len(payload) != 4 + 4 * count + (count + 7) // 8:
-        raise BadFrame("detections of a wrong length")
-    positions = np.frombuffer(payload, dtype=">u4", count=count, offset=4).astype(np.uint64)
-    if count and positions[-1] >= pulses:
-        raise BadFrame("a detection after the end of the block")
-    return Detections(positions, unpack_untrusted(payload[4 + 4 * count :], count))

@@ -27,8 +27,8 @@ MAGIC = b"qvpnqf1"
 _NONCE = 16
 MAX_FRAME = 64 * 1024 * 1024
 PREPARE, FLOWN, REFUSED, WELCOME = 1, 2, 3, 4
-PREPARE_FORM = struct.Struct(">QQ32s32s")
-"""Block, pulses, digest of the plan, seed of the settings."""
+PREPARE_FORM = struct.Struct(">QQ32s32sB")
+"""Block, pulses, digest of the plan, seed of the settings; 1 where Bob's attenuator tests the efficiency, else 0."""
 
 
 class Sealed:

@@ -93,6 +93,7 @@ async def bob_session(link: LinkEnd, channel: Channel) -> None:
             ticket = link.state.spend(start.ticket, start.block)
             party = BobBlock(link.terms, start, ticket)
             party.spent = link.state.spent
+            party.guard = link.guard
             await _block(link, channel, party)
 
 

@@ -1,54 +1,63 @@
-"""Detections of N pulses without touching those that nobody detects: skipping and thinning.
+"""Detections of N pulses: by throwing dice for every pulse (*dense*), or only where one may click (*sparse*).
 
-No pulse clicks with more than p_max, the gain of the brighter intensity.  So candidates are found by geometric gaps
-with p_max, their settings are worked out, and a candidate stays with probability gain / p_max.  The distribution is
-exactly that of throwing dice for every pulse (the tests hold it against that).
+No pulse clicks with more than p_max.  So candidates are found by geometric gaps with p_max, their settings are worked
+out, and a candidate stays with probability p / p_max: the distribution is exactly that of the dense sampler (the
+tests hold both against each other and against a model that throws every photon).  Both use one table of outcomes;
+what clicks do to the detectors afterwards is :mod:`keysource.qkd.optics.detectors`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from keysource.qkd.optics.eve import InterceptResend, Light
+from keysource.qkd.optics.blinding import Blinding
+from keysource.qkd.optics.detectors import Clicks, Receiver, bits_of
+from keysource.qkd.optics.eve import Eve, Light, Notes, no_notes
 from keysource.qkd.optics.model import Optics
+from keysource.qkd.optics.monitors import ATTENUATOR, Readings, read
 from keysource.qkd.optics.settings import AliceSettings, Bits, Positions, ReceiverSeed, SourceSeed
+from keysource.qkd.optics.table import Table, cases, make_table
+
+Method = Literal["sparse", "dense"]
+DENSE_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """What Bob's electronics report: pulse numbers, ascending, and the bit of each click."""
+    """What Bob's electronics report: pulse numbers, ascending, and the bit of each click.
+
+    ``bases`` is None where Bob's own seed says them; ``notes`` are Eve's and never leave the fibre.
+    """
 
     positions: Positions
     bits: Bits
+    bases: Bits | None = None
+    readings: Readings | None = None
+    notes: Notes | None = field(default=None, repr=False)
 
 
 def candidates(first: int, count: int, p_max: float, nature: np.random.Generator) -> Positions:
     """Pulse numbers in first..first+count-1, each independently with probability ``p_max``."""
+    if p_max >= 1.0:
+        return np.arange(first, first + count, dtype=np.uint64)
     found: list[npt.NDArray[np.int64]] = []
-    reached = first - 1
-    end = first + count
+    reached, end = first - 1, first + count
+    scale = -1.0 / math.log1p(-p_max)
     while reached < end:
         expected = (end - reached) * p_max
-        steps = nature.geometric(p_max, size=int(expected + 6.0 * expected**0.5) + 16)
-        positions = reached + np.cumsum(steps, dtype=np.int64)
+        steps = nature.standard_exponential(int(expected + 6.0 * expected**0.5) + 16)
+        steps *= scale  # the whole part of an exponential is geometric
+        positions = np.cumsum(steps.astype(np.int64) + 1)
+        positions += reached
         reached = int(positions[-1])
         found.append(positions)
-    everything = np.concatenate(found)
-    return everything[everything < end].astype(np.uint64)
-
-
-def port_probabilities(
-    optics: Optics, alice: AliceSettings, light: Light, bob: Bits
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Click probabilities of detector 0 and detector 1 for each pulse, from the state that reaches Bob."""
-    mean = np.where(alice.decoy == 1, optics.decoy.mu2, optics.decoy.mu1) * optics.eta
-    e_d = optics.misalignment
-    at_one = np.where(light.check != bob, 0.5, np.where(light.bit == 1, 1.0 - e_d, e_d))
-    dark_free = 1.0 - optics.dark
-    return 1.0 - dark_free * np.exp(-mean * (1.0 - at_one)), 1.0 - dark_free * np.exp(-mean * at_one)
+    everything = found[0] if len(found) == 1 else np.concatenate(found)
+    return everything[: int(np.searchsorted(everything, end))].astype(np.uint64)
 
 
 def detect(
@@ -56,30 +65,139 @@ def detect(
     alice: SourceSeed,
     bob: ReceiverSeed,
     span: tuple[int, int],
-    eve: InterceptResend,
+    eve: Eve,
     nature: np.random.Generator,
+    receiver: Receiver | None = None,
+    method: Method = "sparse",
 ) -> Detections:
-    """Fly the pulses ``span`` = (first, count) over the link."""
-    p_max = max(optics.gain(mu) for mu in optics.intensities)
-    positions = candidates(*span, p_max, nature)
-    settings, bases = alice.at(positions), bob.at(positions)
-    light = eve(Light(settings.check, settings.bit), nature)
-    zero, one = port_probabilities(optics, settings, light, bases)
-    clicks = 1.0 - (1.0 - zero) * (1.0 - one)
-    kept = nature.random(len(positions)) * p_max < clicks
-    zero, one, clicks = zero[kept], one[kept], clicks[kept]
-    return Detections(positions[kept], _outcomes(zero, one, clicks, nature))
+    """Fly the pulses ``span`` = (first, count) over the link.  ``receiver``: the detectors, where the block has
+    begun before."""
+    blind = isinstance(eve, Blinding) and eve.fraction > 0.0
+    clicks, notes = (_faked if blind else _seen)(optics, alice, bob, span, eve, nature, method)
+    end = span[0] + span[1]
+    fired, light = (receiver or Receiver(optics.recovery, optics.pulse_rate)).take(clicks, end, nature)
+    positions = fired.gates.astype(np.uint64)
+    tested = _tested(bob, positions)
+    bits = bits_of(fired.ports, nature)
+    of_light = np.where(light >= 0, light, 0)
+    kept = None
+    if notes is not None and len(light):
+        kept = Notes(np.where(light >= 0, notes.how[of_light], no_notes(1).how[0]), notes.bit[of_light])
+    current = eve.current() if isinstance(eve, Blinding) else 0.0
+    readings = read(len(positions), 0 if tested is None else int(tested.sum()), span[1] / optics.pulse_rate, current)
+    if tested is None:
+        return Detections(positions, bits, None, readings, kept)
+    plain = np.flatnonzero(tested == 0)  # test gates are no key: Bob chose them before anything was measured
+    return Detections(positions[plain], bits[plain], None, readings, None if kept is None else kept[plain])
 
 
-def _outcomes(
-    zero: npt.NDArray[np.float64],
-    one: npt.NDArray[np.float64],
-    clicks: npt.NDArray[np.float64],
+def _tested(bob: ReceiverSeed, positions: Positions) -> Bits | None:
+    return bob.both(positions)[1] if bob.test_share > 0.0 else None
+
+
+def _seen(
+    optics: Optics,
+    alice: SourceSeed,
+    bob: ReceiverSeed,
+    span: tuple[int, int],
+    eve: Eve,
     nature: np.random.Generator,
-) -> Bits:
-    """The bit of each click: only detector 0, only detector 1, or both and then a coin."""
-    dice = nature.random(len(clicks)) * clicks
-    only_one = one * (1.0 - zero)
-    both = one * zero
-    coin = nature.integers(0, 2, len(clicks), dtype=np.uint8)
-    return np.where(dice < only_one, 1, np.where(dice < only_one + both, coin, 0)).astype(np.uint8)
+    method: Method,
+) -> tuple[Clicks, Notes | None]:
+    """Clicks of light that Eve may have touched."""
+    table = make_table(optics, eve, ATTENUATOR)
+    parts = [_throw(table, optics, alice, bob, eve, at, nature) for at in _gates(table, span, nature, method)]
+    return _joined([part[0] for part in parts], [part[1] for part in parts])
+
+
+def _gates(
+    table: Table, span: tuple[int, int], nature: np.random.Generator, method: Method
+) -> list[tuple[Positions, float]]:
+    """(pulse numbers, largest value of their dice) in handy pieces."""
+    first, count = span
+    if method == "sparse":
+        return [(candidates(first, count, table.most, nature), min(1.0, table.most))]
+    edges = range(first, first + count, DENSE_CHUNK)
+    return [(np.arange(at, min(at + DENSE_CHUNK, first + count), dtype=np.uint64), 1.0) for at in edges]
+
+
+def _throw(
+    table: Table,
+    optics: Optics,
+    alice: SourceSeed,
+    bob: ReceiverSeed,
+    eve: Eve,
+    at: tuple[Positions, float],
+    nature: np.random.Generator,
+) -> tuple[Clicks, Notes | None]:
+    positions, most = at
+    settings = alice.at(positions)
+    bases, tested = bob.both(positions) if bob.test_share > 0.0 else (bob.at(positions), None)
+    light = _light(optics, settings)
+    touched, measured = eve.touch(light, optics, nature) if eve.fraction > 0.0 else (light, None)
+    dice = nature.random(len(positions))
+    dice *= most
+    clicked, ports, held = table.throw(dice, cases(settings.decoy, touched, bases, tested))
+    clicks = Clicks(positions[clicked].astype(np.int64), ports)
+    if eve.fraction <= 0.0:
+        return clicks, None
+    seen = Light(light.check[clicked], light.bit[clicked])
+    return clicks, eve.notes(held, seen, None if measured is None else measured[clicked])
+
+
+def _faked(
+    optics: Optics,
+    alice: SourceSeed,
+    bob: ReceiverSeed,
+    span: tuple[int, int],
+    eve: Eve,
+    nature: np.random.Generator,
+    method: Method,
+) -> tuple[Clicks, Notes | None]:
+    """Clicks that a blinding Eve dictates: her receiver's, where Bob's choices let them through."""
+    if not isinstance(eve, Blinding):
+        raise TypeError("only blinding fakes states")
+    hers = eve.receiver(optics)
+    table = make_table(hers, Eve())
+    found: list[Clicks] = []
+    notes: list[Notes | None] = []
+    for positions, most in _gates(table, span, nature, method):
+        settings, (bases, tested) = alice.at(positions), bob.both(positions)
+        basis = nature.integers(0, 2, len(positions), dtype=np.uint8)
+        case = cases(settings.decoy, _light(hers, settings), basis, None)
+        clicked, ports, _held = table.throw(nature.random(len(positions)) * most, case)
+        bit = bits_of(ports, nature)
+        let = eve.clicks(basis[clicked], bases[clicked], tested[clicked], ATTENUATOR, nature)
+        gates = positions[clicked][let].astype(np.int64)
+        found.append(Clicks(gates, (bit[let] + np.uint8(1))))
+        notes.append(Notes(basis[clicked][let], bit[let]))
+    return _joined(found, notes)
+
+
+def _light(optics: Optics, settings: AliceSettings) -> Light:
+    mean = np.array(optics.intensities)[settings.decoy]
+    return Light(settings.check, settings.bit, mean)
+
+
+def _joined(clicks: list[Clicks], notes: list[Notes | None]) -> tuple[Clicks, Notes | None]:
+    if len(clicks) == 1:
+        return clicks[0], notes[0]
+    joined = Clicks(np.concatenate([part.gates for part in clicks]), np.concatenate([part.ports for part in clicks]))
+    held = [part for part in notes if part is not None]
+    if not held:
+        return joined, None
+    return joined, Notes(np.concatenate([part.how for part in held]), np.concatenate([part.bit for part in held]))
+
+
+def join(parts: list[Detections]) -> Detections:
+    """The slices of a block, in order."""
+    readings = parts[0].readings
+    for part in parts[1:]:
+        readings = readings.plus(part.readings) if readings and part.readings else None
+    positions = np.concatenate([part.positions for part in parts])
+    bits = np.concatenate([part.bits for part in parts])
+    if all(part.notes is None for part in parts):
+        return Detections(positions, bits, None, readings)
+    notes = [part.notes or no_notes(len(part.positions)) for part in parts]
+    held = Notes(np.concatenate([each.how for each in notes]), np.concatenate([each.bit for each in notes]))
+    return Detections(positions, bits, None, readings, held)

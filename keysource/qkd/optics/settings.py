@@ -66,12 +66,18 @@ class SourceSeed:
 
 @dataclass(frozen=True, slots=True)
 class ReceiverSeed:
-    """Bob's seed of one block: his basis for each pulse."""
+    """Bob's seed of one block: his basis for each pulse, and whether his attenuator is in (an efficiency test)."""
 
     seed: bytes = field(repr=False)
     p_z: float
+    test_share: float = 0.0
 
     def at(self, positions: Positions) -> Bits:
         """1 for the X basis."""
-        words = keystream(self.seed, positions)
-        return np.uint8(1) - _happens(words[:, 0] & np.uint64(0xFFFFFFFF), self.p_z)
+        return self.both(positions)[0]
+
+    def both(self, positions: Positions) -> tuple[Bits, Bits]:
+        """(1 for the X basis, 1 for a test gate)."""
+        words = keystream(self.seed, positions)[:, 0]
+        bases = np.uint8(1) - _happens(words & np.uint64(0xFFFFFFFF), self.p_z)
+        return bases, _happens(words >> np.uint64(32), self.test_share)
