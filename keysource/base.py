@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from keysource.errors import BadSettings
 from keysource.private import read_secret
 
 KEY_BYTES = 32
@@ -123,6 +124,10 @@ class SourceStatus:
     """How often the source had to start the process it rests on again; 0 where it has none."""
 
 
+def _no_other(name: str) -> KeySource:
+    raise BadSettings(f"there is no key source {name!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class SourceContext:
     """What the daemon gives a source beside its own table."""
@@ -139,6 +144,10 @@ class SourceContext:
     """Reads a file that may be public."""
     read_secret: Callable[[Path], bytes] = field(default=read_secret, repr=False)
     """Reads a file that must be 0600 and owned by us; raises ``OSError`` or ``ValueError`` with a sentence."""
+
+    other: Callable[[str], KeySource] = field(default=_no_other, repr=False)
+    """Another source of the same file by the name of its table, for one that is made of several; raises
+    :class:`~keysource.errors.BadSettings`."""
 
     def path(self, value: str) -> Path:
         """A path of the table, relative to the configuration file."""

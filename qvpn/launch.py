@@ -63,10 +63,24 @@ def open_sources(site: SiteFiles) -> dict[str, KeySource]:
 
     Raises ConfigError that names the table.
     """
-    return {name: _open_source(site.config, name) for name in site.config.key_source}
+    made: dict[str, KeySource] = {}
+    for name in site.config.key_source:
+        _open_source(site.config, name, made, ())
+    return made
 
 
-def _open_source(config: Config, name: str) -> KeySource:
+def _open_source(config: Config, name: str, made: dict[str, KeySource], within: tuple[str, ...]) -> KeySource:
+    """The source of that table, made once.  ``within`` are the sources that are being made of it."""
+
+    def other(wanted: str) -> KeySource:
+        if wanted not in config.key_source:
+            raise BadSettings(f"there is no table [key_source.{wanted}]")
+        if wanted in (*within, name):
+            raise BadSettings(f"[key_source.{wanted}] cannot be a part of itself")
+        return _open_source(config, wanted, made, (*within, name))
+
+    if name in made:
+        return made[name]
     table = config.key_source[name]
     context = SourceContext(
         name=name,
@@ -75,9 +89,11 @@ def _open_source(config: Config, name: str) -> KeySource:
         site=config.site.name,
         read_file=_reader(privileged.read_public),
         read_secret=_reader(privileged.read_secret),
+        other=other,
     )
     try:
-        return open_source(table.type, table.settings, context)
+        made[name] = open_source(table.type, table.settings, context)
+        return made[name]
     except BadSettings as error:
         raise source_error(config, name, error) from None
 

@@ -132,9 +132,33 @@ def _key_source(config: Config, peer: Peer, name: str) -> None:
     if "sae" in table.settings and not peer.sae:
         raise _wrong(peer, "sae", f"is missing: [key_source.{name}] must know what the peer is called there")
     if peer.policy is Policy.REQUIRE_QKD:
-        _simulated(peer, name, table)
-        _harvest(peer, name, table)
+        _fit_for_require_qkd(config, peer, name, table)
     _owner(peer, name, table)
+
+
+def _fit_for_require_qkd(config: Config, peer: Peer, name: str, table: KeySourceTable) -> None:
+    """Of "failover" every part must be fit, since each may give the key; of "combine" one suffices."""
+    parts = {part: config.key_source[part] for part in _parts(table) if part in config.key_source} or {name: table}
+    wrong: ConfigError | None = None
+    for part, its_table in parts.items():
+        try:
+            _simulated(peer, part, its_table)
+            _harvest(peer, part, its_table)
+        except ConfigError as error:
+            wrong = wrong or error
+            continue
+        if table.type == "combine":
+            return
+    if wrong is not None:
+        raise wrong
+
+
+def _parts(table: KeySourceTable) -> list[str]:
+    """The tables that one is made of; none where it stands for itself."""
+    given = table.settings.get("sources")
+    if table.type not in ("failover", "combine") or not isinstance(given, list):
+        return []
+    return [part for part in given if isinstance(part, str)]
 
 
 def _simulated(peer: Peer, name: str, table: KeySourceTable) -> None:
@@ -180,6 +204,8 @@ def _crosses_classical_tls(table: KeySourceTable) -> str | None:
 def harvestable(table: KeySourceTable) -> str:
     """One line for people: what survives of this source's keys when its last hop is recorded today."""
     host = _crosses_classical_tls(table)
+    if parts := _parts(table):
+        return f"one of {' and '.join(parts)}" if table.type == "failover" else f"all of {' and '.join(parts)}"
     if is_simulated(table):
         return f"{SIMULATED} (hop {_hop(table)})"
     if host is None:

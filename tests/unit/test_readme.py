@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from keysource.device.hardware import HardwareSettings
+from keysource.etsi004.settings import Etsi004Settings
 from keysource.etsi014.settings import Etsi014Settings
 from keysource.file.source import FileSettings
+from keysource.several.members import SeveralSettings
 from keysource.simulated.source import SimulatedSettings
+from keysource.skip.source import SkipSettings
 from qvpn.config.schema import Peer, Site, Tunnel
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +46,15 @@ def test_every_key_of_a_table_stands_in_the_readme_and_no_other(heading, model):
 
 @pytest.mark.parametrize(
     ("kind", "model"),
-    [("etsi014", Etsi014Settings), ("file", FileSettings), ("simulated", SimulatedSettings)],
+    [
+        ("combine", SeveralSettings),
+        ("device", HardwareSettings),
+        ("etsi004", Etsi004Settings),
+        ("etsi014", Etsi014Settings),
+        ("file", FileSettings),
+        ("simulated", SimulatedSettings),
+        ("skip", SkipSettings),
+    ],
 )
 def test_every_key_of_a_source_stands_in_the_readme(kind, model):
     row = next(row for row in table_after("\n`[key_source.NAME]`") if row.startswith(f"| `{kind}`"))

@@ -363,3 +363,35 @@ def test_check_and_protocol_mean_the_same_dead_peer(rekey: float) -> None:
     from qvpn.handshake import timers
 
     assert dead_peer(rekey) == timers.dead_peer(rekey)
+
+
+PARTS = """\
+[key_source.both]
+type = "{kind}"
+sources = ["kme", "second"]
+sae = "alice"
+[key_source.second]
+type = "etsi014"
+url = "https://second.example"
+{hop}
+origin = "{origin}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "hop", "origin", "said"),
+    [
+        ("failover", 'hop = "zone"', "qkd", ""),
+        ("failover", "", "qkd", "[key_source.second] hop: keys come from second.example"),
+        ("failover", 'hop = "zone"', "simulated", "[key_source.second] is simulated"),
+        ("combine", "", "simulated", ""),
+    ],
+)
+def test_require_qkd_looks_at_the_parts_of_a_source(kind: str, hop: str, origin: str, said: str) -> None:
+    text = GOOD.replace('key_source = "kme"', 'key_source = "both"')
+    text = text.replace("[[peer]]", PARTS.format(kind=kind, hop=hop, origin=origin) + "[[peer]]", 1)
+    if said:
+        assert said in complaint(text)
+    else:
+        parse(text)
+    assert "is missing: [key_source.both]" in complaint(text.replace('sae = "sae-bob"\n', ""))
