@@ -81,8 +81,12 @@ class Tun(Protocol):
 class Bind(Protocol):
     """Where outer datagrams go and come from."""
 
-    def receive_batch(self, limit: int) -> list[Received]:
-        """What has arrived, at most ``limit`` receives.  Buffers are valid until the next call."""
+    def receive_batch(self, limit: int, descriptor: int = -1) -> list[Received]:
+        """What has arrived, at most ``limit`` receives; fewer: nothing more waits.
+
+        ``descriptor`` is the only one of :meth:`filenos` to ask, because it is known to be readable; -1: all.
+        Buffers are valid until the next call.
+        """
 
     def send_batch(self, datagrams: Sequence[memoryview], address: Address) -> int:
         """Send datagrams to one address in order; returns how many were taken.

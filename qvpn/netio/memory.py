@@ -233,7 +233,7 @@ class MemoryBind:
         self._errors: Counter[str] = Counter()
         self._closed = False
 
-    def receive_batch(self, limit: int) -> list[Received]:
+    def receive_batch(self, limit: int, descriptor: int = -1) -> list[Received]:
         taken = [self._queue.popleft() for _ in range(min(limit, len(self._queue)))]
         return [Received(memoryview(data), len(data), len(data), source, ecn) for data, source, ecn in taken]
 

@@ -124,12 +124,14 @@ class UdpBind:
         ip = listen.ip if self._listener.family == _family(listen) else ipaddress.IPv4Address(0)
         self._local = Address(ip, port, listen.scope)
         self._closed = False
+        self._by_descriptor = {self._listener.socket.fileno(): self._listener}
 
     # receiving
 
-    def receive_batch(self, limit: int) -> list[Received]:
+    def receive_batch(self, limit: int, descriptor: int = -1) -> list[Received]:
         batch = [self._drained.popleft() for _ in range(min(limit, len(self._drained)))]
-        sockets = [self._listener, *self._connected.values()]
+        ready = self._by_descriptor.get(descriptor)
+        sockets = [self._listener, *self._connected.values()] if ready is None else [ready]
         self._turn += 1
         for number in range(len(sockets)):
             sock = sockets[(self._turn + number) % len(sockets)]
@@ -284,6 +286,7 @@ class UdpBind:
         gone.socket.close()
 
     def _changed(self) -> None:
+        self._by_descriptor = {sock.socket.fileno(): sock for sock in (self._listener, *self._connected.values())}
         if self._on_filenos is not None:
             self._on_filenos()
 
