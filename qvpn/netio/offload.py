@@ -38,7 +38,7 @@ _TCP_HEADER = 20
 _UDP_HEADER = 8
 _CSUM_OFFSET = {ip.TCP: 16, ip.UDP: 6}
 _IP_VERSION_OF = {GSO_TCPV4: 4, GSO_TCPV6: 6}
-_TCP_FIN, _TCP_PSH, _TCP_CWR = 0x01, 0x08, 0x80
+_TCP_FIN, _TCP_SYN, _TCP_RST, _TCP_PSH, _TCP_CWR = 0x01, 0x02, 0x04, 0x08, 0x80
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
 
@@ -50,8 +50,11 @@ def plain_ok(data: memoryview, start: int, length: int) -> bool:
         return False
     if flags != NEEDS_CSUM:
         return True
-    header = ip.header_length(data, start + LENGTH)
-    return bool(header <= csum_start and csum_start + csum_offset + 2 <= length)
+    inner = start + LENGTH
+    header = ip.header_length(data, inner)
+    if not (header <= csum_start and csum_start + csum_offset + 2 <= length):
+        return False
+    return not ip.is_fragment(data, inner)  # a part of a packet has no checksum that could be finished
 
 
 class Superpacket(NamedTuple):
@@ -87,7 +90,7 @@ def parse_superpacket(data: memoryview, start: int, end: int) -> Superpacket | N
         return None
     if not _type_fits(gso_type, protocol, data[inner] >> 4):
         return None
-    size = _transport_length(data, inner + offset, end, protocol)
+    size = _transport_length(data, inner + offset, end, protocol, total - offset)
     payload = total - offset - size
     header = LENGTH + offset + size
     if not size or payload <= 0 or header > min(MAX_HEADER, end - start):
@@ -96,9 +99,9 @@ def parse_superpacket(data: memoryview, start: int, end: int) -> Superpacket | N
 
 
 def chunk_fits(packet: Superpacket, place: int, length: int) -> bool:
-    """True if ``length`` bytes (header and slice) are exactly what chunk number ``place`` has."""
-    offset = place * packet.segment
-    return length - packet.header == min(packet.segment, packet.payload - offset)
+    """True if ``length`` bytes (header and slice) are exactly what chunk number ``place`` has, which is some."""
+    rest = packet.payload - place * packet.segment
+    return rest > 0 and length - packet.header == min(packet.segment, rest)
 
 
 def settle(data: memoryview, start: int, packet: Superpacket, place: int, payload: int) -> None:
@@ -155,10 +158,14 @@ def _type_fits(gso_type: int, protocol: int, version: int) -> bool:
     return _IP_VERSION_OF.get(gso_type & ~GSO_ECN) == version
 
 
-def _transport_length(data: memoryview, offset: int, end: int, protocol: int) -> int:
+def _transport_length(data: memoryview, offset: int, end: int, protocol: int, room: int) -> int:
+    """Length of the transport header, where ``room`` bytes of the whole packet begin; 0 if malformed.
+
+    SYN and RST are refused: segmentation would repeat them, and no kernel puts them into a superpacket.
+    """
     if protocol == ip.UDP:
-        return _UDP_HEADER
-    if offset + _TCP_HEADER > end:
+        return _UDP_HEADER if offset + _UDP_HEADER <= end and _u16(data, offset + 4) == room else 0
+    if offset + _TCP_HEADER > end or data[offset + 13] & (_TCP_SYN | _TCP_RST):
         return 0
     length = (data[offset + 12] >> 4) * 4
     return length if length >= _TCP_HEADER else 0
@@ -182,9 +189,12 @@ def _settle_tcp(data: memoryview, offset: int, place: int, sent: int, ends_packe
 
 
 def _settle_checksum(data: memoryview, offset: int, old_payload: int, new_payload: int) -> None:
-    """The field holds the pseudo-header's sum, which the length is part of: replace one length by the other."""
+    """The field holds the pseudo-header's sum, which the length is part of: replace one length by the other.
+
+    Of the two zeros it gets 0xFFFF, as from a kernel: UDP over IPv6 with 0 in the field is dropped on arrival.
+    """
     change = new_payload - old_payload
-    _U16.pack_into(data, offset, (_u16(data, offset) + change) % 0xFFFF)
+    _U16.pack_into(data, offset, (_u16(data, offset) + change - 1) % 0xFFFF + 1)
 
 
 def ones_sum(data: memoryview) -> int:

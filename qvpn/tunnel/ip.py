@@ -11,6 +11,8 @@ IPV4_HEADER = 20
 IPV6_HEADER = 40
 TCP = 6
 UDP = 17
+FRAGMENT = 44
+"""Next header of IPv6 (RFC 8200 4.5)."""
 
 _EXTENSIONS = frozenset({0, 43, 60})
 """Next headers that can stand before a transport header in an unfragmented packet: hop-by-hop, routing, options."""
@@ -50,6 +52,13 @@ def header_length(data: memoryview, start: int) -> int:
     """Length of the IPv4 header with options, or of the fixed IPv6 header."""
     first = data[start]
     return (first & 15) * 4 if first >> 4 == 4 else IPV6_HEADER
+
+
+def is_fragment(data: memoryview, start: int) -> bool:
+    """True for a fragment, in IPv6 only where its header comes first; of a packet that :func:`packet_length` accepted."""
+    if data[start] >> 4 == 4:
+        return bool(data[start + 6] & 0x3F or data[start + 7])
+    return data[start + 6] == FRAGMENT
 
 
 def transport(data: memoryview, start: int, end: int) -> tuple[int, int] | None:

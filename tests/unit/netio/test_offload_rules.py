@@ -1,0 +1,108 @@
+"""What a virtio-net header may say, line by line, and the corners of settling that chance hardly finds."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from qvpn.netio import offload
+from tests.property.kernel_model import kernel
+from tests.unit.dataplane.segments import ACK, CWR, TCP, UDP, Big
+from tests.unit.dataplane.support import FROM_ALICE, FROM_BOB, ip_packet
+
+RST, SYN = 0x04, 0x02
+ENDS: dict[int, Callable[[int], tuple[str, str]]] = {
+    4: lambda last: ("10.90.0.1", f"10.90.{last >> 8}.{last & 255}"),
+    6: lambda last: ("fd90::1", f"fd90::{last:x}"),
+}
+"""Source, and a destination that adds ``last`` to the pseudo-header's sum."""
+
+
+def settled(big: Big, place: int, chunks: int) -> bytes:
+    """A run of chunks, joined and settled."""
+    whole = big.virtio()
+    head = len(whole) - len(big.payload)
+    payload = big.payload[place * big.segment : (place + chunks) * big.segment]
+    run = memoryview(bytearray(whole[:head] + payload))
+    packet = offload.parse_superpacket(run, 0, len(run))
+    assert packet is not None
+    offload.settle(run, 0, packet, place, len(payload))
+    return bytes(run)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_a_partial_checksum_is_never_zero(version: int, protocol: int) -> None:
+    """UDP over IPv6 with 0 in the field is dropped on arrival, whatever the virtio header says of it."""
+    length = (20 if protocol == TCP else 8) + 1000
+    big = Big(*ENDS[version](0), bytes(range(250)) * 12, 1000, protocol=protocol)
+    words = struct.unpack(f">{len(big.pseudo(length)) // 2}H", big.pseudo(length))
+    big = replace(big, destination=ENDS[version](-sum(words) % 0xFFFF)[1])
+    frame = settled(big, 1, 1)
+    place = 10 + (20 if version == 4 else 40) + (16 if protocol == TCP else 6)
+    assert frame[place : place + 2] == b"\xff\xff"
+    assert kernel(frame) == [big.segments()[1]]
+
+
+BIG = Big(FROM_ALICE[4], FROM_BOB[4], bytes(4000), 1000)
+
+
+def parse(big: Big, at: int = 0, value: bytes = b"") -> offload.Superpacket | None:
+    data = bytearray(big.virtio())
+    data[at : at + len(value)] = value
+    return offload.parse_superpacket(memoryview(data), 0, len(data))
+
+
+@pytest.mark.parametrize("flags", [SYN, SYN | ACK, RST, RST | ACK])
+def test_segments_that_cannot_be_repeated_are_no_superpacket(flags: int) -> None:
+    assert parse(Big(FROM_ALICE[4], FROM_BOB[4], bytes(4000), 1000, flags=flags)) is None
+
+
+@pytest.mark.parametrize("length", [0, 7, 8, 4007, 4009, 0xFFFF])
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_udp_length_that_is_not_the_packets_is_malformed(length: int, version: int) -> None:
+    big = Big(FROM_ALICE[version], FROM_BOB[version], bytes(4000), 1000, protocol=UDP)
+    assert parse(big) is not None
+    at = 10 + (20 if version == 4 else 40) + 4
+    assert parse(big, at, length.to_bytes(2, "big")) is None
+
+
+def test_a_chunk_behind_the_end_is_none() -> None:
+    """4000 bytes in chunks of 1000: number 4 would be empty, and those after it less than that."""
+    packet = parse(BIG)
+    assert packet is not None
+    assert [offload.chunk_fits(packet, place, packet.header + 1000) for place in range(4)] == [True] * 4
+    assert not any(offload.chunk_fits(packet, place, packet.header) for place in range(6))
+
+
+def plain(flags: int, packet: bytes, start: int = 20, offset: int = 6) -> bool:
+    frame = offload.VIRTIO.pack(flags, 0, 0, 0, start, offset) + packet
+    return offload.plain_ok(memoryview(frame), 0, len(packet))
+
+
+@pytest.mark.parametrize("fragment", [0x2000, 0x0001, 0x00FF, 0x1FFF, 0x3000])
+def test_no_checksum_is_finished_in_a_fragment(fragment: int) -> None:
+    packet = bytearray(ip_packet(FROM_ALICE[4], FROM_BOB[4], bytes(40), UDP))
+    assert plain(1, bytes(packet))
+    packet[6:8] = (0x4000).to_bytes(2, "big")  # don't fragment
+    assert plain(1, bytes(packet))
+    packet[6:8] = fragment.to_bytes(2, "big")
+    assert not plain(1, bytes(packet))
+    assert plain(0, bytes(packet))
+    assert plain(2, bytes(packet))
+
+
+def test_no_checksum_is_finished_in_an_ipv6_fragment() -> None:
+    packet = ip_packet(FROM_ALICE[6], FROM_BOB[6], bytes([UDP, 0, 0, 1, 0, 0, 0, 9]) + bytes(40), 44)
+    assert not plain(1, packet, 48)
+    assert plain(0, packet)
+
+
+def test_cwr_stays_on_the_first_segment_alone() -> None:
+    big = Big(FROM_ALICE[4], FROM_BOB[4], bytes(4000), 1000, flags=ACK | CWR)
+    assert settled(big, 0, 3)[1] == offload.GSO_TCPV4 | offload.GSO_ECN
+    assert settled(big, 1, 3)[1] == offload.GSO_TCPV4
+    assert settled(big, 0, 1)[1] == offload.GSO_NONE
