@@ -55,7 +55,7 @@ def header_length(data: memoryview, start: int) -> int:
 
 
 def is_fragment(data: memoryview, start: int) -> bool:
-    """True for a fragment, in IPv6 only where its header comes first; of a packet that :func:`packet_length` accepted."""
+    """True for a fragment (IPv6: where its header comes first); of a packet that :func:`packet_length` accepted."""
     if data[start] >> 4 == 4:
         return bool(data[start + 6] & 0x3F or data[start + 7])
     return data[start + 6] == FRAGMENT
