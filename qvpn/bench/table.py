@@ -63,7 +63,7 @@ def _figures(results: Results, link: str) -> str:
         shown = [_show(spread(row.series(column.key, results.rounds)), column) for column in columns]
         lines.append([row.tunnel, row.version, row.cipher, *shown])
     lines += [[name, f"absent: {why}", *["–"] * (1 + len(columns))] for name, why in _absent(results, link)]
-    return _table(lines)
+    return grid(lines)
 
 
 def _absent(results: Results, link: str) -> list[tuple[str, str]]:
@@ -83,7 +83,7 @@ def _ratios(results: Results, link: str) -> str:
             for column in columns
         ]
         lines.append([other.tunnel, *(_show_ratio(each) for each in pairs)])
-    return _table(lines)
+    return grid(lines)
 
 
 def _used(rows: Sequence[Row]) -> list[Column]:
@@ -120,7 +120,8 @@ def _notes(results: Results) -> str:
     return "\n".join(notes)
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
+def grid(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that also reads well as text; the first line is its head."""
     widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
     shown = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
