@@ -26,6 +26,9 @@ ON_EVERY_LINK = ("wireguard-go",)
 """Peers that are measured on all links, for the targets there are against them."""
 
 
+OFTEN, RARELY = "qvpn rekey 1s", "qvpn rekey 60s"
+
+
 @dataclass(frozen=True)
 class Case:
     """One tunnel on one link, and the figures to take."""
@@ -55,7 +58,12 @@ def plan(
 
 
 def _variants(measures: Sequence[str]) -> list[Case]:
-    """Other cipher, and what a rekey costs: every second against every minute."""
+    """The other cipher, two lanes, and what a rekey costs: every second against every minute."""
     wanted = [each for each in measures if each in THROUGHPUT]
-    variants = (Qvpn("qvpn suite 02", suite=2), Qvpn("qvpn rekey 1s", rekey=1), Qvpn("qvpn rekey 60s", rekey=60))
+    variants = (
+        Qvpn("qvpn suite 02", suite=2),
+        Qvpn("qvpn 2 lanes", lanes=2),
+        Qvpn(OFTEN, rekey=1),
+        Qvpn(RARELY, rekey=60),
+    )
     return [Case(variant, LINKS["default"], wanted) for variant in variants]

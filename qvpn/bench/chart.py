@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
+from qvpn.bench.cases import OFTEN, RARELY
 from qvpn.bench.results import Results, Row
 from qvpn.bench.stats import Spread, spread
 from qvpn.bench.table import OURS
 
-_SKIPPED = ("no tunnel", "qvpn rekey 1s", "qvpn rekey 60s")
+_SKIPPED = ("no tunnel", OFTEN, RARELY)
 _WIDTH, _PANEL_GAP, _MARGIN = 860, 26, 20
 _LABEL, _BAR, _STEP, _TITLE = 130, 15, 22, 26
 _VALUE = 190

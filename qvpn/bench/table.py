@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qvpn.bench.cases import OFTEN, RARELY
 from qvpn.bench.link import LINKS
 from qvpn.bench.results import Results, Row
 from qvpn.bench.stats import Spread, ratio, spread
@@ -117,7 +118,21 @@ def _notes(results: Results) -> str:
             f"marked in replay windows; {checked:,} packets and superpackets with their source checked and as many "
             f"given to the TUN; {rekeys} rekeys on the way."
         )
+    if cost := _rekey_cost(results):
+        notes.append(cost)
     return "\n".join(notes)
+
+
+def _rekey_cost(results: Results) -> str | None:
+    """Throughput with a rekey each second divided by that with one each minute, in the same rounds."""
+    often, rarely = (results.row(name, "default") for name in (OFTEN, RARELY))
+    if often is None or rarely is None:
+        return None
+    shares = [
+        f"{_show_ratio(ratio(often.series(key, results.rounds), rarely.series(key, results.rounds)))} ({title})"
+        for key, title in (("tcp1_gbits", "one stream"), ("tcp4_gbits", "four"))
+    ]
+    return f"- throughput with a rekey each second divided by that with one each minute: {', '.join(shares)}."
 
 
 def grid(lines: Sequence[Sequence[str]]) -> str:

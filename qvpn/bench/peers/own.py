@@ -59,8 +59,15 @@ class Qvpn:
     def _wait(self, daemon: Daemon) -> None:
         try:
             wait_until(f"{daemon.site} has an epoch", lambda: daemon.running() and daemon.state() in _CARRYING)
+            if self._lanes > 1:
+                wait_until(f"{daemon.site} has {self._lanes} lanes", lambda: self._lanes_up(daemon) == self._lanes)
         except ProcessFailed as error:
             raise BenchError(str(error)) from None
+
+    @staticmethod
+    def _lanes_up(daemon: Daemon) -> int:
+        """Lanes whose path is proved, so that packets leave on them."""
+        return sum(bool(lane["up"]) for lane in daemon.peer().get("lanes", ()))
 
 
 class _Daemons:

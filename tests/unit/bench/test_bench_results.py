@@ -83,6 +83,17 @@ def test_every_row_of_a_table_has_as_many_cells_as_its_head() -> None:
         assert len({row.count("|") for row in rows}) <= 1
 
 
+def test_the_cost_of_a_rekey_is_a_ratio_of_two_rows() -> None:
+    found = example()
+    for name, figures in (("qvpn rekey 1s", (9.0, 4.0, 6.0)), ("qvpn rekey 60s", (10.0, 4.0, 5.0))):
+        row = Row(name, "default", "AES-256-GCM", "0.1.0")
+        for number, figure in enumerate(figures):
+            row.note(number, {"tcp1_gbits": figure, "tcp4_gbits": figure * 2})
+        found.rows.append(row)
+    assert "each minute: 1.00 (0.90–1.20) (one stream), 1.00 (0.90–1.20) (four)" in markdown(found)
+    assert "rekey 1s" not in svg(found)
+
+
 def test_json_round_trip() -> None:
     found = example()
     assert results.from_json(found.to_json()) == found
