@@ -66,7 +66,7 @@ class _Bind(MemoryBind):
     def on_readable(self, callback: Callable[[], None] | None) -> None:
         self._wake = callback
 
-    def receive_batch(self, limit: int) -> list[Received]:
+    def receive_batch(self, limit: int, descriptor: int = -1) -> list[Received]:
         return [self._receive(buffer) for buffer in self._buffers[:limit] if self.arrived]
 
     def deliver(self, batches: Sequence[tuple[bytes, int]]) -> None:
