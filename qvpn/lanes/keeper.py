@@ -126,6 +126,7 @@ class LaneKeeper:
             handed = (theirs.fileno(), outlet.fileno(), self.kit.queue.fileno(), self.kit.listener.fileno())
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",  # the folder that the daemon was started in is no place for modules
                 "-m",
                 "qvpn.lanes",
                 *map(str, (os.getpid(), *handed)),
@@ -134,6 +135,7 @@ class LaneKeeper:
                 stderr=asyncio.subprocess.PIPE,
                 pass_fds=handed,
                 start_new_session=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             )
         except BaseException:
             ours.close()

@@ -205,7 +205,7 @@ def test_lanes_end_with_the_daemon(tunnel: Any, signum: signal.Signals) -> None:
         status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         assert {int(status[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")} == {0}
         assert status["NoNewPrivs"] == "1"
-        assert not any(word.isalpha() for word in Path(f"/proc/{pid}/cmdline").read_text().split("\0")[3:])
+        assert not any(word.isalpha() for word in Path(f"/proc/{pid}/cmdline").read_text().split("\0")[4:])
     os.kill(alice.status()["pid"], signum)
     wait_for("the lanes to end", lambda: not any(a_lane(pid) for pid in pids))
     wait_for("the TUN to go", lambda: "qvpn0" not in tunnel.lab["alice"].interfaces())
