@@ -1,7 +1,7 @@
 """The one interface through which the tunnel drinks: :class:`KeySource`.
 
 A third party implements the five methods below in a class, names it in the entry point group
-``qvpn.key_sources`` and has a key source; ``tests/conformance`` runs against it.
+``qvpn.key_sources`` and has a key source; ``python -m keysource.conformance`` examines it.
 
 Two ends, one key: the *initiator* of a handshake is master SAE and calls :meth:`KeySource.get_key`, which gives a
 key nobody had before together with its key_ID.  The key_ID travels (encrypted and signed) to the *responder*,

@@ -16,12 +16,14 @@ import pytest
 from keysource.base import End, Key, KeySource, Origin, Owner, SaePair, SourceContext, SourceStatus
 from keysource.conformance import (
     CHECKS,
+    DISTURBANCES,
     Check,
     NotConforming,
     Pair,
     concurrent_draws_share_no_key,
     run_all,
 )
+from keysource.conformance.__main__ import main
 from keysource.device.messages import DeviceInfo
 from keysource.device.server import DeviceServer
 from keysource.errors import Unavailable, UnknownKeyID
@@ -49,26 +51,53 @@ async def running(*sources: KeySource) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def renewing(ends: dict[str, Callable[[str], KeySource]]) -> AsyncIterator[Pair]:
+    """A pair whose ends can be restarted."""
+    sources = {end: make(end) for end, make in ends.items()}
+
+    async def restart(old: KeySource) -> KeySource:
+        end = next(end for end, source in sources.items() if source is old)
+        await old.aclose()
+        sources[end] = ends[end](end)
+        await sources[end].start()
+        return sources[end]
+
+    for source in sources.values():
+        await source.start()
+    try:
+        yield Pair(*sources.values(), restart=restart)
+    finally:
+        for source in sources.values():
+            await source.aclose()
+
+
+@asynccontextmanager
 async def file_pair(folder: Path, owner: Owner = Owner.ALTERNATE) -> AsyncIterator[Pair]:
     left, right = context(folder, "left"), context(folder, "right")
     write_pair(left.base / "link.keys", right.base / "link.keys", TOTAL_DRAWS + 200, owner)
-    a = FileSource({"path": "link.keys", "end": "a"}, left)
-    b = FileSource({"path": "link.keys", "end": "b"}, right)
-    async with running(a, b):
-        yield Pair(a, b)
+
+    def open_end(end: str) -> FileSource:
+        return FileSource({"path": "link.keys", "end": end}, left if end == "a" else right)
+
+    async with renewing({"a": open_end, "b": open_end}) as pair:
+        yield pair
 
 
 @asynccontextmanager
 async def simulated_pair(folder: Path, owner: Owner = Owner.ALTERNATE) -> AsyncIterator[Pair]:
-    devices, sources = [], []
+    devices = []
     for end, site in ((End.A, "left"), (End.B, "right")):
         info = DeviceInfo("test device", "left-right", end, owner, Origin.SIMULATED)
         devices.append(DeviceServer(folder / f"{site}.sock", info))
-        sources.append(SimulatedSource({"socket": f"../{site}.sock"}, context(folder, site)))
         await devices[-1].start()
     feeding = asyncio.create_task(feed(devices))
-    async with running(*sources):
-        yield Pair(*sources)
+
+    def open_end(end: str) -> SimulatedSource:
+        site = "left" if end == "a" else "right"
+        return SimulatedSource({"socket": f"../{site}.sock"}, context(folder, site))
+
+    async with renewing({"a": open_end, "b": open_end}) as pair:
+        yield pair
     feeding.cancel()
     for device in devices:
         await device.aclose()
@@ -118,9 +147,11 @@ PAIRS: dict[str, Callable[[Path], AbstractAsyncContextManager[Pair]]] = {
 }
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", (*CHECKS, DISTURBANCES[0]), ids=lambda check: check.__name__)
 @pytest.mark.parametrize("kind", PAIRS)
 async def test_source_conforms(kind: str, check: Check, tmp_path: Path) -> None:
+    if kind == "example" and check in DISTURBANCES:
+        return  # it has no means to restart
     await check(partial(PAIRS[kind], tmp_path))
 
 
@@ -138,6 +169,7 @@ class Shared:
 
     def __init__(self) -> None:
         self.keys: dict[tuple[str, str], bytes] = {}
+        self.down = False
 
 
 class Good:
@@ -154,7 +186,8 @@ class Good:
         return SaePair(self.name, self.other)
 
     async def status(self, peer_sae: str) -> SourceStatus:
-        return SourceStatus(self.open, "" if self.open else "closed", Origin.EXTERNAL)
+        ready = self.open and not self.shared.down
+        return SourceStatus(ready, "" if ready else "closed", Origin.EXTERNAL)
 
     async def get_key(self, peer_sae: str) -> Key:
         self.must_be_open()
@@ -172,7 +205,7 @@ class Good:
         return Key(key_id, bytearray(material), Origin.EXTERNAL)
 
     def must_be_open(self) -> None:
-        if not self.open:
+        if not self.open or self.shared.down:
             raise Unavailable("closed")
 
 
@@ -262,14 +295,53 @@ class ReadyForNoReason(Good):
         return SourceStatus(False, "", Origin.EXTERNAL)
 
 
+class GivesAgainAfterARestart(Good):
+    async def get_key_with_id(self, peer_sae: str, key_id: str) -> Key:
+        used = self.__dict__.setdefault("used", set())
+        kept = self.shared.keys.get((self.name, key_id), b"")
+        if key_id in used:
+            raise UnknownKeyID("no such key")
+        key = await super().get_key_with_id(peer_sae, key_id)
+        used.add(key_id)
+        self.shared.keys[self.name, key_id] = kept
+        return key
+
+
+class BreaksInAnOutage(Good):
+    def must_be_open(self) -> None:
+        if self.shared.down:
+            raise ConnectionResetError(104, "Connection reset by peer")
+        super().must_be_open()
+
+
+class NeverComesBack(Good):
+    def must_be_open(self) -> None:
+        self.open = self.open and not self.shared.down
+        super().must_be_open()
+
+
+class ChokesOnStrangeNames(Good):
+    async def get_key_with_id(self, peer_sae: str, key_id: str) -> Key:
+        peer_sae.encode()
+        return await super().get_key_with_id(peer_sae, key_id)
+
+
 @asynccontextmanager
 async def memory_pair(kind: type[Good]) -> AsyncIterator[Pair]:
     shared = Shared()
-    yield Pair(kind(shared, "a", "b"), kind(shared, "b", "a"), "a", "b")
+
+    async def restart(old: KeySource) -> KeySource:
+        assert isinstance(old, Good)
+        return kind(shared, old.name, old.other)
+
+    async def outage(down: bool) -> None:
+        shared.down = down
+
+    yield Pair(kind(shared, "a", "b"), kind(shared, "b", "a"), "a", "b", restart, outage)
 
 
 async def test_suite_passes_a_perfect_source() -> None:
-    assert len(await run_all(partial(memory_pair, Good))) == len(CHECKS)
+    assert len(await run_all(partial(memory_pair, Good))) == len(CHECKS) + len(DISTURBANCES)
 
 
 FAULTS: list[type[Good]] = [
@@ -285,10 +357,44 @@ FAULTS: list[type[Good]] = [
     SameSaeName,
     NeverCloses,
     ReadyForNoReason,
+    GivesAgainAfterARestart,
+    BreaksInAnOutage,
+    NeverComesBack,
+    ChokesOnStrangeNames,
 ]
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-async def test_suite_sees_a_fault(kind: type[Good]) -> None:
+async def test_suite_sees_a_fault(kind: type[Good], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keysource.conformance.disturbances.PATIENCE", 0.2)
     with pytest.raises((NotConforming, KeyError)):
         await run_all(partial(memory_pair, kind))
+
+
+# The command that a third party runs
+
+COMMAND = """
+from contextlib import asynccontextmanager
+from functools import partial
+from tests.conformance.test_conformance import {kind}, memory_pair
+
+pair = partial(memory_pair, {kind})
+"""
+
+
+@pytest.mark.parametrize(("kind", "code", "last"), [("Good", 0, "conforms"), ("ShortKeys", 1, "does not conform")])
+def test_anybody_can_run_the_suite(
+    kind: str, code: int, last: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(COMMAND.format(kind=kind))
+    assert main([f"{file}:pair", "--draws", "100"]) == code
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith(last)
+    assert len(lines) == len(CHECKS) + len(DISTURBANCES) + 1
+
+
+def test_a_wrong_factory_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("nothing", "no.such:pair", "/no/such.py:pair", "keysource.conformance:nobody"):
+        assert main([name]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1

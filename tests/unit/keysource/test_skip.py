@@ -26,13 +26,19 @@ from keysource.errors import (
     UnknownKeyID,
 )
 from keysource.etsi014 import tls
-from keysource.kme.auth import caller
+from keysource.kme.auth import certificate_of, common_name
 from keysource.kme.pki import Authority
 from keysource.skip.messages import Capabilities, SkipKey, capabilities_untrusted, key_untrusted
 from keysource.skip.server import Issued, Refused, skip_application
 from keysource.skip.source import SkipSource
 
 AUTHORITY = Authority("skip test CA")
+
+
+def caller(request: web.Request) -> str | None:
+    return common_name(certificate_of(request))
+
+
 KEY = bytes(range(32))
 KEY_ID = "0a" * 16
 ASKED = web.AppKey("asked", list)
