@@ -48,7 +48,16 @@ class LaneKit:
 class LaneKeeper:
     """One lane's process, again and again."""
 
-    def __init__(self, kit: LaneKit, setup: Setup, log: Any, changed: Callable[[LaneKeeper], None]) -> None:
+    def __init__(
+        self,
+        kit: LaneKit,
+        setup: Setup,
+        log: Any,
+        changed: Callable[[LaneKeeper], None],
+        *,
+        module: str = "qvpn.lanes",
+        silent: float = SILENT,
+    ) -> None:
         """``changed`` is called when it came up, when it reported, and when it is gone (:attr:`up` tells)."""
         self.kit = kit
         self.up = False
@@ -63,6 +72,8 @@ class LaneKeeper:
         self._setup = setup
         self._log = log
         self._changed = changed
+        self._module = module
+        self._silent = silent
         self._process: asyncio.subprocess.Process | None = None
         self._control: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
@@ -128,7 +139,7 @@ class LaneKeeper:
                 sys.executable,
                 "-P",  # the folder that the daemon was started in is no place for modules
                 "-m",
-                "qvpn.lanes",
+                self._module,
                 *map(str, (os.getpid(), *handed)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
@@ -169,13 +180,13 @@ class LaneKeeper:
         looked = loop.time()
         while True:
             try:
-                async with asyncio.timeout(SILENT / 5):
+                async with asyncio.timeout(self._silent / 5):
                     return await process.wait()
             except TimeoutError:
                 now = loop.time()
-                punctual, looked = now - looked < SILENT / 2, now  # else it was we who were stopped
-                if punctual and self._control is not None and now - self._heard > SILENT:
-                    self._kill(f"has not reported for {SILENT:.0f} seconds")
+                punctual, looked = now - looked < self._silent / 2, now  # else it was we who were stopped
+                if punctual and self._control is not None and now - self._heard > self._silent:
+                    self._kill(f"has not reported for {self._silent:g} seconds")
 
     def _on_control(self) -> None:
         while self._control is not None:
