@@ -8,6 +8,7 @@ ever looked at, so what a failed open left behind is overwritten by the next or 
 from __future__ import annotations
 
 from qvpn.dataplane.hooks import PlaneHooks
+from qvpn.dataplane.merge import UdpMerger
 from qvpn.dataplane.peers import Peer, PeerTable
 from qvpn.dataplane.runs import Run, RunJoiner
 from qvpn.dataplane.views import RecordViews, ViewCache
@@ -33,6 +34,7 @@ class Inbound:
         self._hooks = hooks
         self._joiner = RunJoiner(table, tun)
         self._views = ViewCache()
+        self._merger = UdpMerger(table, tun)
         self._out = memoryview(bytearray(OUT_BYTES))
         self._position = 0
         self._packets: list[memoryview] = []
@@ -67,6 +69,7 @@ class Inbound:
     def flush(self) -> None:
         """Nothing more waits: write what is still pending."""
         self._joiner.flush()
+        self._merger.flush()
 
     def _run(self, received: Received, views: RecordViews | None, first: int, count: int, now: float) -> None:
         """Datagrams that follow one another: handshake, or records of which the first tells the epoch."""
@@ -179,6 +182,7 @@ class Inbound:
         if not opener.data.run_fresh(block, mask) or not opener.room(run.count - 1):
             return False
         self._flush_packets()
+        self._merger.flush()
         if not self._joiner.add(run):
             return False
         opener.calls += run.count - 1
@@ -212,6 +216,9 @@ class Inbound:
 
     def _unpack_plain(self, peer: Peer, plaintext: memoryview) -> None:
         """One or more [virtio header + IP packet], back to back."""
+        if not self._mark and self._tun.merges_udp and self._merge(peer, plaintext):
+            return
+        self._merger.flush()
         position, end = 0, len(plaintext)
         while position < end:
             inner = position + VNET_HEADER
@@ -221,6 +228,13 @@ class Inbound:
                 return
             self._pass_on(peer, plaintext[position : inner + length])
             position = inner + length
+
+    def _merge(self, peer: Peer, plaintext: memoryview) -> bool:
+        """Give a record's packets to the merger, behind what was accepted before them."""
+        if not self._merger.add(peer, plaintext, self._packets):
+            return False
+        self._flush_packets()
+        return True
 
     def _pass_on(self, peer: Peer, packet: memoryview) -> None:
         if self._mark and not ecn.apply(packet, VNET_HEADER, self._mark):
@@ -232,6 +246,7 @@ class Inbound:
             peer.drops.count(DropReason.WRONG_SOURCE)
 
     def _flush_packets(self) -> None:
+        self._merger.forget()
         peer, packets = self._receiver, self._packets
         if not packets or peer is None:
             return

@@ -59,6 +59,7 @@ class RelayInlet:
         self._end = end
         self.name = name
         self.mtu = 0
+        self.merges_udp = False
         self._errors: Counter[str] = Counter()
 
     @property

@@ -58,6 +58,10 @@ class Tun(Protocol):
     def mtu(self) -> int:
         """Bytes of the longest IP packet."""
 
+    @property
+    def merges_udp(self) -> bool:
+        """Whether it takes superpackets of UDP, and so equal UDP packets as one."""
+
     def read_batch(self, arena: memoryview, limit: int) -> list[tuple[int, int]]:
         """Read up to ``limit`` packets back to back into ``arena``; returns (offset, length) of each.
 

@@ -100,6 +100,11 @@ class TunDevice:
         return int(_IFREQ_MTU.unpack(answer)[1])
 
     @property
+    def merges_udp(self) -> bool:
+        """The kernel takes superpackets of UDP since it makes them."""
+        return bool(self.offloads & _F_USO4)
+
+    @property
     def errors(self) -> dict[str, int]:
         """Errno names of failed reads and writes, counted."""
         return dict(self._errors)

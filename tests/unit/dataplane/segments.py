@@ -38,6 +38,7 @@ class Big:
     """IPv4 options, or IPv6 extension headers (hop-by-hop only)."""
     identification: int = 0xFFFE
     traffic_class: int = 0
+    dont_fragment: bool = False
 
     @property
     def version(self) -> int:
@@ -66,7 +67,16 @@ class Big:
             first = 6 << 28 | self.traffic_class << 20
             return struct.pack(">IHBB", first, len(extension) + length, following, 64) + ends + extension
         size = 20 + len(self.ip_options)
-        fields = (0x40 | size // 4, self.traffic_class, size + length, self.identification, 0, 64, self.protocol)
+        fragment = 0x4000 * self.dont_fragment
+        fields = (
+            0x40 | size // 4,
+            self.traffic_class,
+            size + length,
+            self.identification,
+            fragment,
+            64,
+            self.protocol,
+        )
         head = struct.pack(">BBHHHBB", *fields)
         check = checksum(head + b"\0\0" + ends + self.ip_options)
         return head + struct.pack(">H", check) + ends + self.ip_options
@@ -138,15 +148,18 @@ def _parse(data: bytes, start: int, segment: int) -> Big:
     version = data[0] >> 4
     if version == 4:
         source, destination, options = data[12:16], data[16:20], data[20:start]
+        atomic = bool(data[6] & 0x40)
         protocol, identification, tos = data[9], int.from_bytes(data[4:6], "big"), data[1]
         assert int.from_bytes(data[2:4], "big") == len(data)
     else:
         source, destination, options = data[8:24], data[24:40], data[40:start]
         protocol = options[0] if options else data[6]
+        atomic = False
         identification, tos = 0, int.from_bytes(data[:4], "big") >> 20 & 0xFF
         assert int.from_bytes(data[4:6], "big") == len(data) - 40
     ends = str(ipaddress.ip_address(source)), str(ipaddress.ip_address(destination))
     common = {"ip_options": options, "identification": identification, "traffic_class": tos, "segment": segment}
+    common["dont_fragment"] = atomic
     if protocol == UDP:
         assert int.from_bytes(data[start + 4 : start + 6], "big") == len(data) - start
         return Big(*ends, data[start + 8 :], protocol=UDP, **common)

@@ -21,6 +21,7 @@ class SocketTun:
 
     name = "pair0"
     mtu = 1400
+    merges_udp = False
 
     def __init__(self) -> None:
         self._ours, self.kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
