@@ -20,11 +20,13 @@ venv: $(VENV)/.dev
 demo: $(VENV)/.runtime
 	@$(BIN)/qvpn demo
 
-# qvpn beside other tunnel programs, about 20 minutes alone on the machine; INSTALL=1 fetches the others first.
-# ROUNDS=1 is a quick look.  Results go to deploy/bench/.
+# qvpn beside other tunnel programs, 15-20 minutes alone on the machine; INSTALL=1 fetches the others first.
+# ROUNDS=1 LINKS=default is a quick look.  Results go to OUT.
 ROUNDS ?= 5
+LINKS ?= all
+OUT ?= deploy/bench
 bench: $(VENV)/.runtime
-	@$(BIN)/qvpn bench net --rounds $(ROUNDS) --peers all --links all --extras --out deploy/bench $(if $(INSTALL),--install)
+	@$(BIN)/qvpn bench net --rounds $(ROUNDS) --links $(LINKS) --peers all --extras --out $(OUT) $(if $(INSTALL),--install)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,10 +25,17 @@ def go(settings: Settings, results: Results, folder: Path, say: Say) -> None:
     for case in cases:
         tunnel = case.tunnel
         results.rows.append(Row(tunnel.name, case.link.name, tunnel.cipher, tunnel.version()))
+    started, total = time.monotonic(), settings.rounds * len(cases)
     for number in range(settings.rounds):
         for place, case in enumerate(_turned(cases, number)):
-            where = f"round {number + 1}/{settings.rounds}, {place + 1}/{len(cases)}: {case.key}"
-            say(f"{where}: {_one(case, folder / f'{number}-{place}', number, settings, results)}")
+            said = _one(case, folder / f"{number}-{place}", number, settings, results)
+            done = number * len(cases) + place + 1
+            left = (time.monotonic() - started) * (total - done) / done
+            say(f"{done}/{total}, round {number + 1}, about {_span(left)} left: {case.key}: {said}")
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
 
 def _present(cases: Sequence[Case], results: Results) -> list[Case]:

@@ -61,9 +61,9 @@ def search(attempt: Callable[[float], Step]) -> float:
         if not step.clean:
             step = attempt(rate)  # one hiccup of the machine shall not end the search
         if step.clean:
-            best = max(best, step.received)
-            if not step.kept_up:
-                return best
+            gained, best = step.received > best * 1.1, max(best, step.received)
+            if not step.kept_up and not gained:
+                return best  # the sender itself is the limit
             rate *= 2
         else:
             lossy = rate

@@ -40,7 +40,7 @@ def test_a_short_run_ends_green_and_its_counters_balance(tmp_path: Path) -> None
     assert counts["opened"] == counts["marked"] > 1000
     assert counts["source_checks"] == counts["tun_writes"] + counts["tun_refused"] > 100
     assert counts["rekeys"] >= 1
-    assert "round 1/1" in done.stderr
+    assert "2/2, round 1" in done.stderr
     assert json.loads((tmp_path / "out/results.json").read_text()) == said
     assert "qvpn" in (tmp_path / "out/results.md").read_text()
     assert (tmp_path / "out/chart.svg").read_text().startswith("<svg")

@@ -70,10 +70,14 @@ class Pair:
         return {}
 
 
-def wait_until(what: str, probe: Callable[[], bool], within: float = START_TIMEOUT) -> None:
-    """Poll until ``probe()``; raises BenchError after ``within`` seconds."""
+def wait_until(
+    what: str, probe: Callable[[], bool], process: Process | None = None, within: float = START_TIMEOUT
+) -> None:
+    """Poll until ``probe()``; raises BenchError after ``within`` seconds, or as soon as ``process`` has ended."""
     deadline = time.monotonic() + within
     while not probe():
+        if process is not None and not process.running:
+            raise BenchError(f"{process.name} ended with code {process.poll()}{process.last_words()}")
         if time.monotonic() > deadline:
             raise BenchError(f"not within {within:g} s: {what}")
         time.sleep(0.05)

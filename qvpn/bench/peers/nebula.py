@@ -44,7 +44,7 @@ class Nebula:
         lab[name].run([need("nebula-cert"), "sign", "-name", name, "-ip", address, *signer, *files])
         (folder / "nebula.yml").write_text(config(name, folder, authority, kind.mtu - OVERHEAD))
         process = lab[name].start("nebula", [need("nebula"), "-config", str(folder / "nebula.yml")])
-        wait_until(f"{name} has {_DEVICE}", lambda: _DEVICE in lab[name].interfaces())
+        wait_until(f"{name} has {_DEVICE}", lambda: _DEVICE in lab[name].interfaces(), process)
         return process
 
 

@@ -50,7 +50,7 @@ class OpenVpn:
 
 def _wait_done(process: Process) -> None:
     """Until it runs; a negotiated cipher other than the table's would be no result."""
-    wait_until(f"{process.name} says {_DONE!r}", lambda: _DONE in process.out.read_text())
+    wait_until(f"{process.name} says {_DONE!r}", lambda: _DONE in process.out.read_text(), process)
     if "cipher 'AES-256-GCM'" not in process.out.read_text():
         raise BenchError(f"{process.name} did not choose AES-256-GCM{process.last_words()}")
 

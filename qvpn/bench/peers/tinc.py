@@ -41,7 +41,7 @@ class Tinc:
         folder = lab.site_folder(name)
         files = [f"--config={folder}", f"--pidfile={folder / 'tincd.pid'}"]
         process = lab[name].start("tincd", [need("tincd"), "-D", *files])
-        wait_until(f"{name} has {_DEVICE}", lambda: link.has_device(lab, name, _DEVICE))
+        wait_until(f"{name} has {_DEVICE}", lambda: link.has_device(lab, name, _DEVICE), process)
         link.configure_device(lab, name, _DEVICE, INNER[name], kind.mtu)
         return process
 

@@ -43,7 +43,7 @@ class WireGuardGo:
         control = _SOCKETS / f"{device}.sock"
         control.unlink(missing_ok=True)  # of an earlier round, which was killed
         process = lab[name].start("wireguard-go", [need("wireguard-go"), "-f", device])
-        wait_until(f"{control} exists", control.exists)
+        wait_until(f"{control} exists", control.exists, process)
         file = lab.site_folder(name) / "wg.conf"
         file.write_text(config(name, keys))
         lab[name].run([need("wg"), "setconf", device, str(file)])

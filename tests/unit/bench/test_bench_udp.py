@@ -86,6 +86,15 @@ def test_a_sender_that_is_the_limit_ends_the_search() -> None:
     assert max(tries) < 1_000_000
 
 
+def test_a_sender_that_was_held_up_once_does_not_end_the_search() -> None:
+    attempt, _ = model(500_000)
+
+    def slow_at_first(rate: float) -> Step:
+        return Step(rate, rate / 2, rate / 2) if rate < 50_000 else attempt(rate)
+
+    assert search(slow_at_first) > 450_000
+
+
 def test_one_hiccup_does_not_end_the_search() -> None:
     attempt, _ = model(500_000)
     calls = 0
