@@ -99,6 +99,12 @@ class Bind(Protocol):
         :attr:`errors` by name.
         """
 
+    def send_fragmentable(self, datagrams: Sequence[memoryview], address: Address) -> int:
+        """As :meth:`send_batch`, but the network may cut a datagram on the way and joins it at its end.
+
+        For the few datagrams that must arrive whatever the path carries; all others carry "don't fragment".
+        """
+
     def send_segments(self, buffer: memoryview, segment: int, address: Address, ecn: int = 0) -> int:
         """Send ``buffer`` as datagrams of ``segment`` bytes (the last perhaps shorter); returns how many were taken.
 
@@ -107,7 +113,7 @@ class Bind(Protocol):
         """
 
     def max_payload(self, address: Address) -> int:
-        """Bytes one datagram to this address can carry, from the route's MTU."""
+        """Bytes one datagram to this address can have on its first link; no outsider's word counts in it."""
 
     def connect(self, address: Address) -> None:
         """Hint that much will go to this address (a connected socket is cheaper).  May do nothing."""

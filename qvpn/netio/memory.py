@@ -121,6 +121,8 @@ class Impairments:
     """Probability that a datagram which is ECN-capable gets marked CE."""
     max_payload: int = DEFAULT_PAYLOAD
     """Larger datagrams are refused at the sender, as a full-size GSO segment is."""
+    path_payload: int = 1 << 16
+    """Larger datagrams vanish behind the first link, unless they may be fragmented."""
 
 
 class MemoryNetwork:
@@ -296,6 +298,8 @@ class MemoryBind:
         if len(datagram) > self.max_payload(address):
             self._errors["EMSGSIZE"] += 1
             return False
+        if not self._passes(datagram, address):
+            return True
         self._network._carry(self._address, address, datagram, ecn)
         return True
 

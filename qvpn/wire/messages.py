@@ -42,6 +42,8 @@ class ControlType(enum.IntEnum):
     PROBE = 0x05
     PROBE_REPLY = 0x06
     CLOSE = 0x07
+    PATH_PROBE = 0x08
+    PATH_ACK = 0x09
 
 
 class Mode(enum.IntEnum):
