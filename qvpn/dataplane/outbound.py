@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from qvpn.dataplane.chunks import ChunkSealer, blocks
+from qvpn.dataplane.clamp import clamp, may_be_tcp
 from qvpn.dataplane.hooks import PlaneHooks
+from qvpn.dataplane.oversize import Oversize, datagrams
 from qvpn.dataplane.peers import Peer, PeerTable
 from qvpn.netio import offload
 from qvpn.netio.base import MAX_READ, VNET_HEADER, Bind, Tun
@@ -62,8 +64,13 @@ class Outbound:
         bind: Bind,
         hooks: PlaneHooks,
         detour: Callable[[memoryview], bool] | None = None,
+        *,
+        answers: Tun | None = None,
     ) -> None:
-        """``detour`` may take what cannot be sealed here: packets back to back, each with its virtio header."""
+        """``detour`` may take what cannot be sealed here: packets back to back, each with its virtio header.
+
+        ``answers`` (default: ``tun``): where senders are told that a packet is too long.
+        """
         self._table = table
         self._detour = detour
         self._tun = tun
@@ -72,6 +79,7 @@ class Outbound:
         self._arena = memoryview(bytearray(ARENA_BYTES))
         self._out = memoryview(bytearray(OUT_BYTES))
         self._chunks = ChunkSealer(self._arena, self._out)
+        self._oversize = Oversize(answers or tun)
 
     def pump(self, now: float) -> int:
         """Handle what waits, up to the budget; returns how many packets there were."""
@@ -113,6 +121,8 @@ class Outbound:
         if peer is None:
             self._table.drops.count(DropReason.NO_ROUTE)
             return
+        if may_be_tcp(arena, inner):
+            clamp(arena, start, end, peer.inner_mtu)
         load = loads.get(peer)
         if load is None:
             load = loads[peer] = _Load(peer)
@@ -133,10 +143,34 @@ class Outbound:
             return
         fitting = [plaintext for plaintext in plaintexts if plaintext.end - plaintext.start <= peer.max_plaintext]
         if len(fitting) < len(plaintexts):
-            peer.drops.count(DropReason.TOO_BIG, len(plaintexts) - len(fitting))
+            self._send_oversize(peer, epoch, [p for p in plaintexts if p.end - p.start > peer.max_plaintext], now)
         for first in range(0, len(fitting), BLOCK):
             self._send_block(peer, epoch, fitting[first : first + BLOCK], now)
         self._check_limit(peer, epoch)
+
+    def _send_oversize(self, peer: Peer, epoch: Epoch, plaintexts: list[_Plaintext], now: float) -> None:
+        for plaintext in plaintexts:
+            self._send_single(peer, epoch, self._arena[plaintext.start : plaintext.end], now)
+
+    def _send_single(self, peer: Peer, epoch: Epoch, packet: memoryview, now: float) -> None:
+        """Send one plain packet that may be longer than the path carries, in what becomes of it then."""
+        instead, cut_outside = [packet], False
+        if len(packet) > peer.max_plaintext:
+            instead, cut_outside = self._oversize.take(peer, packet, now)
+        for part in instead:
+            try:
+                length = epoch.sealer.seal_batch([part], self._out)[0]
+            except Refused as refused:
+                peer.drops.count(refused.reason)
+                continue
+            if cut_outside and peer.endpoint is not None:
+                sent = self._bind.send_fragmentable([self._out[:length]], peer.endpoint)
+            else:
+                sent = self._send_run(peer, self._out[:length], length, ecn.field(part, VNET_HEADER))
+            if sent:
+                peer.count_sent(1, 1, len(part), now)
+            else:
+                peer.drops.count(DropReason.SEND_FAILED)
 
     def _send_block(self, peer: Peer, epoch: Epoch, plaintexts: list[_Plaintext], now: float) -> None:
         """Seal one block of records, and send each run of equal length and ECN bits at once."""
@@ -170,7 +204,8 @@ class Outbound:
             return
         fitting = self._fit(peer, packet)
         if fitting is None:
-            peer.drops.count(DropReason.TOO_BIG, packet.chunks)
+            for part in datagrams(self._arena, packet):
+                self._send_single(peer, epoch, part, now)
             return
         if fitting.chunks <= BLOCK:
             self._send_chunks(peer, epoch, fitting, now)

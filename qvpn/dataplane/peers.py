@@ -12,6 +12,7 @@ from qvpn.tunnel.epoch import Epoch, PeerEpochs
 from qvpn.tunnel.keys import EpochKeys
 from qvpn.tunnel.records import LIMITS, OVERHEAD, Limits, index_bytes
 
+MAX_PAYLOAD = 0xFFFF
 REPORT_INTERVAL = 1.0
 """Seconds between two reports of an unknown address of one peer."""
 
@@ -28,6 +29,8 @@ class Peer:
         "last_sent",
         "max_plaintext",
         "name",
+        "path_payload",
+        "provisional",
         "received_bytes",
         "received_packets",
         "received_records",
@@ -45,6 +48,10 @@ class Peer:
         self.endpoint: Address | None = None
         self.max_plaintext = 0
         """Plaintext bytes that one record to the endpoint can carry."""
+        self.path_payload = MAX_PAYLOAD
+        """UDP payload that the path beyond the first link carries, as far as the search for it knows."""
+        self.provisional = False
+        """That search is not over."""
         self.drops = Drops()
         self.sent_bytes = self.sent_packets = self.sent_records = 0
         self.received_bytes = self.received_packets = self.received_records = 0
@@ -65,7 +72,12 @@ class Peer:
     def measure_path(self, bind: Bind) -> None:
         """Ask again how much one datagram to the endpoint can carry."""
         if self.endpoint is not None:
-            self.max_plaintext = bind.max_payload(self.endpoint) - OVERHEAD
+            self.max_plaintext = min(bind.max_payload(self.endpoint), self.path_payload) - OVERHEAD
+
+    @property
+    def inner_mtu(self) -> int:
+        """Bytes of the longest inner packet that one record carries."""
+        return self.max_plaintext - VNET_HEADER
 
     def should_report(self, address: Address, now: float) -> bool:
         """True if control should hear of this address: not the endpoint, and none reported just now."""

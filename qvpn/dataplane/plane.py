@@ -132,21 +132,57 @@ class Plane:
         except Refused as refused:
             known.drops.count(refused.reason)
             return False
-        if not self._bind.send_batch([memoryview(record)], target):
+        send = self._bind.send_batch if len(payload) <= known.max_plaintext else self._bind.send_fragmentable
+        if not send([memoryview(record)], target):
             known.drops.count(DropReason.SEND_FAILED)
             return False
         known.last_sent = now
         return True
 
     def send_handshake(self, datagrams: Sequence[bytes], address: Address) -> None:
-        """Send cold handshake datagrams as they are."""
-        self._bind.send_batch([memoryview(datagram) for datagram in datagrams], address)
+        """Send cold handshake datagrams as they are.  Nothing is known of the path then, so it may cut them."""
+        self._bind.send_fragmentable([memoryview(datagram) for datagram in datagrams], address)
 
     def _control_epoch(self, peer: Peer, receive_index: int | None, now: float) -> Epoch | None:
         if receive_index is None:
             return self._table.sending(peer, now)
         epoch = peer.epochs.get(receive_index)
         return epoch if epoch is not None and now < epoch.ends else None
+
+    # the path's MTU
+
+    def link_payload(self, peer: str) -> int | None:
+        """Bytes that one datagram to the peer's endpoint can have on its first link; None without endpoint."""
+        endpoint = self._table[peer].endpoint
+        return None if endpoint is None else self._bind.max_payload(endpoint)
+
+    def set_path(self, peer: str, payload: int, *, provisional: bool) -> None:
+        """From now on datagrams with packets to this peer have at most ``payload`` bytes.
+
+        ``provisional``: that may change within seconds, so no sender is told yet.
+        """
+        known = self._table[peer]
+        known.path_payload, known.provisional = payload, provisional
+        known.measure_path(self._bind)
+
+    def sent_records(self, peer: str) -> int:
+        """Data records ever sent to the peer."""
+        return self._table[peer].sent_records
+
+    def send_probe(self, peer: str, payload: bytes) -> bool:
+        """Send a control record that may be too long for the path, which no drop counter hears of.
+
+        False if there is nothing to send it under or to, or if it was refused.
+        """
+        known, now = self._table[peer], self._clock()
+        epoch = self._table.sending(known, now)
+        if epoch is None or known.endpoint is None:
+            return False
+        try:
+            record = epoch.sealer.seal_control(payload)
+        except Refused:
+            return False
+        return bool(self._bind.send_batch([memoryview(record)], known.endpoint))
 
     # what happened
 
@@ -202,7 +238,7 @@ class Plane:
         """Take packets from there too, as if they came from the TUN.  After :meth:`start`."""
         if self._loop is None or self._closed:
             return
-        outbound = Outbound(self._table, inlet, self._bind, self._hooks)
+        outbound = Outbound(self._table, inlet, self._bind, self._hooks, answers=self._tun)
         self._inlets[inlet.fileno()] = inlet
         self._loop.add_reader(inlet.fileno(), lambda: outbound.pump(self._clock()))
 

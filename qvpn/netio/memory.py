@@ -243,6 +243,15 @@ class MemoryBind:
     def send_batch(self, datagrams: Sequence[memoryview], address: Address) -> int:
         return self._send_all(datagrams, address, 0)
 
+    def send_fragmentable(self, datagrams: Sequence[memoryview], address: Address) -> int:
+        if self._closed:
+            return 0
+        link = self._network.impairments(self._address, address)
+        for datagram in datagrams:
+            self._network.counts["fragmented"] += len(datagram) > min(link.max_payload, link.path_payload)
+            self._network._carry(self._address, address, bytes(datagram), 0)
+        return len(datagrams)
+
     def send_segments(self, buffer: memoryview, segment: int, address: Address, ecn: int = 0) -> int:
         cuts = range(0, len(buffer), segment)
         return self._send_all([buffer[cut : cut + segment] for cut in cuts], address, ecn)
@@ -298,7 +307,8 @@ class MemoryBind:
         if len(datagram) > self.max_payload(address):
             self._errors["EMSGSIZE"] += 1
             return False
-        if not self._passes(datagram, address):
+        if len(datagram) > self._network.impairments(self._address, address).path_payload:
+            self._network.counts["too_long"] += 1  # lost at a later link, without a word
             return True
         self._network._carry(self._address, address, datagram, ecn)
         return True

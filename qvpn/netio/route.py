@@ -10,6 +10,7 @@ import errno
 import fcntl
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 
 from qvpn.netio.base import Address
@@ -29,12 +30,12 @@ _NESTED = 0x3FFF
 def link_mtu(netlink: socket.socket, address: Address) -> int:
     """MTU of the device that datagrams to this address leave by, or of the route where that is less.
 
-    ``netlink``: an AF_NETLINK socket of NETLINK_ROUTE, which blocks.  Raises OSError: no route.
+    ``netlink``: an AF_NETLINK socket of NETLINK_ROUTE; it has the answer when the question is sent.  Raises OSError: no route.
     """
     found = dict(_attributes(_ask(netlink, address, 0)))
     if _RTA_OIF not in found:
         raise OSError(errno.ENETUNREACH, "the route names no device")
-    mtu = _device_mtu(netlink, int.from_bytes(found[_RTA_OIF], "little"))
+    mtu = _device_mtu(netlink, int.from_bytes(found[_RTA_OIF], sys.byteorder))
     return min(mtu, _configured(netlink, address) or mtu)
 
 
@@ -45,7 +46,7 @@ def _configured(netlink: socket.socket, address: Address) -> int:
     except OSError:
         return 0
     metrics = dict(_attributes(found.get(_RTA_METRICS, b"")))
-    return int.from_bytes(metrics.get(_RTAX_MTU, b""), "little")
+    return int.from_bytes(metrics.get(_RTAX_MTU, b""), sys.byteorder)
 
 
 def _ask(netlink: socket.socket, address: Address, flags: int) -> bytes:

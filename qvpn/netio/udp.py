@@ -20,10 +20,13 @@ from collections.abc import Callable, Sequence
 
 from qvpn.netio.base import Address, Received
 from qvpn.netio.errors import BindError, reason
+from qvpn.netio.route import link_mtu
 
 _UDP_SEGMENT, _UDP_GRO = 103, 104
-_IP_MTU_DISCOVER, _IP_MTU, _IPV6_MTU_DISCOVER, _IPV6_MTU = 10, 14, 23, 24
-_PMTUDISC_DO = 2
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _IPV6_MTU = 10, 23, 24
+_PMTUDISC_DONT, _PMTUDISC_PROBE = 0, 3
+"""Fragments allowed; never any, and no belief in ICMP: only the first link's MTU counts (ip(7))."""
+_IPV6_LEAST_MTU = 1280
 _IP_RECVTOS, _IPV6_RECVTCLASS, _IPV6_TCLASS = 13, 66, 67
 _ECN = 3
 _SINGLE = [(socket.IPPROTO_IP, socket.IP_TOS, b"\0")]
@@ -50,6 +53,10 @@ _NO_SEGMENTATION = frozenset({errno.EIO, errno.ENOPROTOOPT, errno.EOPNOTSUPP})
 _STALE_ROUTE = frozenset(
     {errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENETDOWN}
 )
+
+_SAID_BY_ICMP = frozenset({errno.ECONNREFUSED, errno.EMSGSIZE})
+"""May be about a datagram sent long ago, or forged; what is true of this one is said again at the next try."""
+_STALE_ERRORS = 2
 
 SocketFactory = Callable[[int], socket.socket]
 """``factory(family)`` makes a datagram socket, as :func:`open_socket`."""
@@ -225,11 +232,15 @@ class UdpBind:
     def _send_retrying(self, sock: _UdpSocket, data: memoryview, address: Address) -> None:
         """A connected socket first reports what ICMP said of an earlier datagram, without sending this one."""
         target = _sockaddr(address, sock.family)
-        try:
-            sock.send(data, target)
-        except ConnectionRefusedError as error:
-            self._count(error)
-            sock.send(data, target)
+        for _ in range(_STALE_ERRORS):
+            try:
+                sock.send(data, target)
+                return
+            except OSError as error:
+                if error.errno not in _SAID_BY_ICMP:
+                    raise
+                self._count(error)
+        sock.send(data, target)
 
     def _failed(self, sock: _UdpSocket, error: OSError) -> int:
         """Count; a connected socket whose route or source address is gone is replaced at the next connect."""
@@ -293,15 +304,10 @@ class UdpBind:
     # the rest of Bind
 
     def max_payload(self, address: Address) -> int:
-        """From the route's MTU now, which includes what path MTU discovery has found."""
-        sock = self._connected.get(address)
+        """From the MTU of the first link now."""
         try:
-            if sock is not None:
-                mtu = _route_mtu(sock.socket, sock.family)
-            else:
-                with self._factory(_family(address)) as asker:
-                    asker.connect(_sockaddr(address, _family(address)))
-                    mtu = _route_mtu(asker, _family(address))
+            with self._factory(socket.AF_NETLINK) as netlink:
+                mtu = link_mtu(netlink, address)
         except OSError as error:
             self._count(error)
             return FALLBACK_PAYLOAD
@@ -398,13 +404,13 @@ def _address(source: tuple[object, ...]) -> Address:
 
 
 def _prepare(sock: socket.socket, family: int, dual: bool) -> None:
-    """Options of every socket.  Datagrams are never fragmented: the tunnel's MTU fits the path instead."""
+    """Options of every socket.  Datagrams are not fragmented: what the path carries is found by asking the peer."""
     if family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
-        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DO)
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
         _try_option(sock, socket.IPPROTO_IPV6, _IPV6_RECVTCLASS, 1)
     if family == socket.AF_INET or dual:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
         _try_option(sock, socket.IPPROTO_IP, _IP_RECVTOS, 1)
     _try_option(sock, socket.IPPROTO_UDP, _UDP_GRO, 1)
     for forced, plain in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
@@ -420,10 +426,14 @@ def _try_option(sock: socket.socket, level: int, option: int, value: int) -> boo
     return True
 
 
-def _route_mtu(sock: socket.socket, family: int) -> int:
-    if family == socket.AF_INET:
-        return sock.getsockopt(socket.IPPROTO_IP, _IP_MTU)
-    return sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+def _may_fragment(sock: socket.socket, family: int, version: int, allowed: bool) -> None:
+    """Let datagrams be cut: IPv4 anywhere on the way, IPv6 here, to what every IPv6 link carries.  Raises OSError."""
+    discover = _PMTUDISC_DONT if allowed else _PMTUDISC_PROBE
+    if version == 4:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, discover)
+    elif family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, discover)
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU, _IPV6_LEAST_MTU if allowed else 0)
 
 
 def _ancillary(ancillary: list[tuple[int, int, bytes]], length: int) -> tuple[int, int]:
