@@ -23,7 +23,7 @@ from qvpn.control.endpoint import NoAddress, literal, resolve
 from qvpn.control.keyfeed import KeyFeed
 from qvpn.control.mistakes import describe
 from qvpn.control.supervisor import SourceKeeper, close_all, start_all
-from qvpn.dataplane.plane import Plane
+from qvpn.dataplane.plane import Plane, payload_for
 from qvpn.handshake.gate import Complete, Dropped, Gate, Reply
 from qvpn.handshake.machine import PeerHandshake
 from qvpn.handshake.parameters import PeerParameters, Randomness
@@ -70,7 +70,7 @@ class Daemon:
         watch: ClockWatch | None = None,
         lanes: Sequence[LaneKit] = (),
     ) -> None:
-        """``fit_mtu(payloads)`` gets the bytes that a datagram to each known peer address can carry.
+        """``fit_mtu(payloads)`` gets the bytes that a datagram to each peer whose address is known can carry.
 
         ``watch`` looks for a wall clock that jumps and for a copied virtual machine.  ``lanes``: what the processes
         of the lanes beside this one get; their opener closes it.
@@ -186,6 +186,8 @@ class Daemon:
             self._log.bind(peer=peer.name),
             traffic=lambda: self._traffic(peer.name),
             moved=lambda address: self._moved(peer.name, address),
+            resized=self._fit,
+            most=None if self.config.tunnel.mtu is None else payload_for(self.config.tunnel.mtu),
         )
         agent.feed = feed
         self.agents[peer.name] = agent
@@ -195,9 +197,13 @@ class Daemon:
     def _moved(self, peer: str, address: Address) -> None:
         self._gate.set_endpoint(peer, address)
         self.agents[peer].machine.datagram_limit(self._bind.max_payload(address))
-        known = [agent.endpoint for agent in self.agents.values() if agent.endpoint is not None]
+        self._fit()
+
+    def _fit(self) -> None:
+        """The interface follows the widest path; senders to the other peers are told by the packet path."""
+        payloads = [agent.path.payload for agent in self.agents.values()]
         try:
-            self._fit_mtu([self._bind.max_payload(place) for place in {*known, address}])
+            self._fit_mtu([payload for payload in payloads if payload is not None])
         except NetioError as error:
             self._log.warning("the tunnel's MTU cannot be changed", reason=str(error))
 

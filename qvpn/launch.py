@@ -154,7 +154,9 @@ def _open(site: SiteFiles, sources: dict[str, KeySource], stack: ExitStack) -> t
     lanes = [stack.enter_context(contextlib.closing(_lane(tun, bind, number))) for number in range(1, more + 1)]
     routes = [network for peer in config.peer for network in peer.allowed_ips]
     places = [literal(peer.endpoint) for peer in config.peer if peer.endpoint is not None and peer.endpoint.ip]
-    mtu = tunnel_mtu_for(config, [bind.max_payload(place) for place in places])
+    # A path whose MTU cannot be read (no route yet) says nothing; it is looked at when the tunnel runs.
+    payloads = [payload for place in places if (payload := bind.max_payload(place)) != FALLBACK_PAYLOAD]
+    mtu = tunnel_mtu_for(config, payloads)
     privileged.fence(routes)
     stack.callback(privileged.unfence, routes)
     privileged.configure_tun(tun.name, config.tunnel.addresses, mtu, routes)
@@ -183,12 +185,14 @@ def _lane(tun: TunDevice, bind: UdpBind, number: int) -> LaneKit:
 
 
 def tunnel_mtu_for(config: Config, payloads: Sequence[int]) -> int:
-    """What the configuration says, else what the narrowest of the paths to known peer addresses carries."""
+    """What the configuration says, else what the widest of the paths to known peers carries.
+
+    Not the narrowest: one peer on a bad line, or an outsider who spoils one path, would slow all others.  Who sends
+    too long packets to a peer behind a narrower path is told so by the packet path, and TCP is cut there.
+    """
     if config.tunnel.mtu is not None:
         return config.tunnel.mtu
-    # A path whose MTU cannot be read (no route yet) says nothing; an address that comes later is looked at then.
-    known = [payload for payload in payloads if payload != FALLBACK_PAYLOAD]
-    mtu = tunnel_mtu(min(known, default=DEFAULT_PAYLOAD))
+    mtu = tunnel_mtu(max(payloads, default=DEFAULT_PAYLOAD))
     return max(mtu, MIN_MTU_IPV6 if carries_ipv6(config) else MIN_MTU)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from qvpn.control.agent import PeerAgent
+from qvpn.control.pathprobe import PathProber
 from qvpn.control.supervisor import SourceKeeper
+from qvpn.dataplane.plane import tunnel_mtu
 from qvpn.dataplane.stats import PeerTraffic
 from qvpn.handshake.machine import Snapshot
 from qvpn.lanes.counts import add, lane_traffic, summed
 from qvpn.lanes.lanes import LaneState
 from qvpn.lanes.messages import LaneTraffic
 from qvpn.sitefiles import PeerKeys
-from qvpn.status import SIMULATED, EpochView, LaneView, PeerLaneView, PeerView, SourceView, key_id_hash
+from qvpn.status import SIMULATED, EpochView, LaneView, PathView, PeerLaneView, PeerView, SourceView, key_id_hash
 from qvpn.tunnel.epoch import EpochRole
 from qvpn.tunnel.keys import EpochState
 
@@ -54,6 +56,7 @@ def peer_view(
         source_checks=total.source_checks,
         tun_writes=total.tun_writes,
         tun_refused=total.tun_refused,
+        path=_path_view(agent.path, now),
         drops=summed(total.drops, record.drops.nonzero()),
         lanes=tuple(_peer_lane(number, lane) for number, lane in each.items()) if lanes else (),
     )
@@ -82,6 +85,24 @@ def lane_view(state: LaneState) -> LaneView:
         used=state.attached,
         restarts=state.restarts,
         reason=state.reason,
+    )
+
+
+def _path_view(path: PathProber, now: float) -> PathView | None:
+    search = path.search
+    if search is None:
+        return None
+    found = "link" if search.assumed else "probe" if search.settled else "searching"
+    return PathView(
+        mtu=search.size + path.headers,
+        inner_mtu=tunnel_mtu(search.size),
+        link_mtu=search.ceiling + path.headers,
+        found=found,
+        age=now - search.changed_at,
+        probes=search.sent,
+        answers=search.replies,
+        falls=search.falls,
+        echoed=path.echoed,
     )
 
 

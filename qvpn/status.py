@@ -66,6 +66,29 @@ class LaneView:
 
 
 @dataclass(frozen=True, slots=True)
+class PathView:
+    """What the path to a peer carries, in our direction; sizes in bytes of IP packets."""
+
+    mtu: int
+    """Of outer packets."""
+    inner_mtu: int
+    """Of inner packets that need not be cut."""
+    link_mtu: int
+    """Of the first link: what is used at most."""
+    found: str
+    """``link``: assumed from the first link; ``searching``: it did not pass, better is looked for; ``probe``: the
+    peer got datagrams of this size."""
+    age: float
+    """Seconds since it changed."""
+    probes: int
+    answers: int
+    falls: int
+    """How often a size that used to pass passed no more."""
+    echoed: int
+    """Probes of the peer that were answered."""
+
+
+@dataclass(frozen=True, slots=True)
 class PeerView:
     """One peer."""
 
@@ -106,6 +129,8 @@ class PeerView:
     """Inner packets and superpackets whose source address is the peer's: as many as the next two together."""
     tun_writes: int
     tun_refused: int
+    path: PathView | None = None
+    """None: the peer's address is not known."""
     drops: dict[str, int] = field(default_factory=dict)
     """Of all lanes, as the counters above."""
     lanes: tuple[PeerLaneView, ...] = ()

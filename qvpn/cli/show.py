@@ -110,6 +110,10 @@ def _show_peer(peer: dict[str, Any]) -> list[str]:
         f"  sent {peer['sent_packets']} packets, {peer['sent_bytes']} bytes  "
         f"received {peer['received_packets']} packets, {peer['received_bytes']} bytes"
     )
+    if (path := peer.get("path")) is not None:
+        lines.append(
+            f"  path mtu {path['mtu']} ({path['found']}), {path['inner_mtu']} inside, link {path['link_mtu']}"
+        )
     for count, last in (("failures", "last_failure"), ("alarms", "last_alarm")):
         if peer[count]:
             lines.append(f"  {count} {peer[count]}, last: {peer[last]}")

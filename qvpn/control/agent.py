@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from qvpn.config.schema import OnAlarm, Peer
 from qvpn.control.keyfeed import KeyFeed
 from qvpn.control.mistakes import describe
+from qvpn.control.pathprobe import PathPort, PathProber
 from qvpn.control.record import PeerRecord
 from qvpn.handshake import events
 from qvpn.handshake.carrier import Carrier
@@ -36,7 +37,7 @@ LATE = 60.0
 """Longest sleep of the timer: the clock that counts is CLOCK_BOOTTIME, and the loop's stands still in a suspend."""
 
 
-class PlanePort(Protocol):
+class PlanePort(PathPort, Protocol):
     """What an agent needs of the packet path."""
 
     def set_endpoint(self, peer: str, address: Address | None) -> None: ...
@@ -69,11 +70,14 @@ class PeerAgent:
         *,
         traffic: Callable[[], tuple[float | None, float | None]],
         moved: Callable[[Address], None] = lambda address: None,
+        resized: Callable[[], None] = lambda: None,
+        most: int | None = None,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
         """``traffic()``: when the newest record of the epoch that is sent on verified, and when the newest left.
 
-        ``moved(address)`` is told each new endpoint.
+        ``moved(address)`` is told each new endpoint, ``resized()`` that the path to it carries more or less than it
+        did.  ``most``: no datagram need be longer, in bytes of UDP payload.
         """
         self.peer = peer
         self.machine = machine
@@ -85,6 +89,7 @@ class PeerAgent:
         self.log = log
         self._traffic = traffic
         self._moved = moved
+        self.path = PathProber(peer.name, plane, clock, log, most=most, settled=resized)
         self._random = random
         self._probes: dict[Address, tuple[bytes, int, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -130,6 +135,7 @@ class PeerAgent:
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
+        self.path.stop()
         self._plane.erase_all(self.peer.name)
 
     def set_endpoint(self, address: Address) -> None:
@@ -139,6 +145,7 @@ class PeerAgent:
         self.log.info("endpoint", address=str(address), before=str(self.endpoint) if self.endpoint else None)
         self.endpoint = address
         self._plane.set_endpoint(self.peer.name, address)
+        self.path.moved(address)
         self._moved(address)
         self.machine.endpoint_known(True, self._clock())
         self.pump()
@@ -193,6 +200,8 @@ class PeerAgent:
         kind = payload[0] if payload else -1
         if kind in (ControlType.PROBE, ControlType.PROBE_REPLY):
             return self._probe(kind, receive_index, payload[1:], address)
+        if kind in (ControlType.PATH_PROBE, ControlType.PATH_ACK):
+            return self.path.control(receive_index, payload)
         self._tell_claim()
         dropped = self.machine.control(receive_index, payload, self._clock())
         self.pump()
@@ -318,6 +327,7 @@ class PeerAgent:
     def _confirmed(self, event: events.Confirmed) -> None:
         self.record.confirmed(event, self._clock())
         self.log.info("epoch confirmed", **self.record.log_fields(event))
+        self.path.woken()
 
     def _failed(self, event: events.AttemptFailed) -> None:
         fields = {"failure": event.failure.value, "detail": event.detail, "role": event.role.value}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from qvpn.netio.base import Address
+from qvpn.netio.udp import FALLBACK_PAYLOAD
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.pathmtu import PathSearch
 from qvpn.tunnel.records import OVERHEAD
@@ -64,6 +65,7 @@ class PathProber:
         self._settled = settled
         self._timer: asyncio.TimerHandle | None = None
         self._told = (0, False)
+        self._found = 0
         self._records = 0
         self._awake = False
         self.search: PathSearch | None = None
@@ -91,6 +93,14 @@ class PathProber:
         if self.search is not None:
             self.search.woken(self._clock())
             self._arm()
+
+    @property
+    def payload(self) -> int | None:
+        """What the last finished search found; before the first, what the link carries; None: no route."""
+        if self._found:
+            return self._found
+        size = None if self.search is None else self.search.size
+        return None if size == FALLBACK_PAYLOAD else size
 
     def stop(self) -> None:
         """May be called twice."""
@@ -132,6 +142,7 @@ class PathProber:
             self._timer.cancel()
             self._timer = None
         if self._awake and self.search is not None:
+            # Records are cheap to count, the clock that counts is CLOCK_BOOTTIME, and a link may change: look often.
             wait = min(LOOK, max(0.0, self.search.next_timer() - self._clock()))
             self._timer = asyncio.get_running_loop().call_later(wait, self._on_timer)
 
@@ -162,6 +173,7 @@ class PathProber:
         before, self._told = self._told, (search.size, search.settled)
         self._plane.set_path(self._peer, search.size, provisional=not search.settled and not search.assumed)
         if search.settled:
+            self._found = search.size
             if before[0] != search.size or not before[1]:
                 self._log.info("path", mtu=search.size + self.headers, link=search.ceiling + self.headers)
             self._settled()

@@ -38,6 +38,11 @@ def tunnel_mtu(max_payload: int) -> int:
     return min(max_payload - OVERHEAD - VNET_HEADER, MAX_TUNNEL_MTU)
 
 
+def payload_for(mtu: int) -> int:
+    """UDP payload of a datagram that carries one packet of a tunnel with this MTU."""
+    return mtu + VNET_HEADER + OVERHEAD
+
+
 class Plane:
     """One TUN, one bind, any number of peers.  All methods belong to the event loop's thread."""
 

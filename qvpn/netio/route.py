@@ -30,7 +30,9 @@ _NESTED = 0x3FFF
 def link_mtu(netlink: socket.socket, address: Address) -> int:
     """MTU of the device that datagrams to this address leave by, or of the route where that is less.
 
-    ``netlink``: an AF_NETLINK socket of NETLINK_ROUTE; it has the answer when the question is sent.  Raises OSError: no route.
+    ``netlink``: an AF_NETLINK socket of NETLINK_ROUTE; it has the answer when the question is sent.
+
+    Raises OSError: no route.
     """
     found = dict(_attributes(_ask(netlink, address, 0)))
     if _RTA_OIF not in found:

@@ -10,6 +10,7 @@ received ones.  A socket whose device cannot is found out by the error of its fi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import ipaddress
@@ -186,6 +187,18 @@ class UdpBind:
                 return sent
         return len(datagrams)
 
+    def send_fragmentable(self, datagrams: Sequence[memoryview], address: Address) -> int:
+        sock, version = self._socket_for(address), address.ip.version
+        try:
+            _may_fragment(sock.socket, sock.family, version, True)
+        except OSError as error:
+            return self._failed(sock, error)
+        try:
+            return self.send_batch(datagrams, address)
+        finally:
+            with contextlib.suppress(OSError):  # a failed send may have closed the socket
+                _may_fragment(sock.socket, sock.family, version, False)
+
     def send_segments(self, buffer: memoryview, segment: int, address: Address, ecn: int = 0) -> int:
         sock = self._socket_for(address)
         if ecn != sock.ecn:
@@ -239,7 +252,8 @@ class UdpBind:
             except OSError as error:
                 if error.errno not in _SAID_BY_ICMP:
                     raise
-                self._count(error)
+                if error.errno == errno.ECONNREFUSED:
+                    self._count(error)
         sock.send(data, target)
 
     def _failed(self, sock: _UdpSocket, error: OSError) -> int:

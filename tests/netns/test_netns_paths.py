@@ -57,7 +57,6 @@ def test_a_site_behind_a_nat_is_reached(tunnel) -> None:
     _through(lab, "two rekeys later", within=5)
 
 
-@pytest.mark.xfail(strict=True, reason="the tunnel's MTU follows the first hop, not yet what the path refuses later")
 def test_a_narrow_link_on_the_way_carries_what_the_tunnel_sends(tunnel) -> None:
     tunnel.configure()
     lab: Lab = tunnel.lab

@@ -407,18 +407,20 @@ def test_a_closed_pipe_is_no_traceback(sites: Path) -> None:
 def test_status_text_of_a_site(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """What people read comes from the same object that --json prints."""
     from qvpn import uapi
-    from qvpn.status import SIMULATED, EpochView, PeerView, SiteView, SourceView
+    from qvpn.status import SIMULATED, EpochView, PathView, PeerView, SiteView, SourceView
 
     epoch = EpochView(3, "qkd", "initiator", 12.34, 60.0, 20.0, "simulated", "0badcafe", SIMULATED)
     peer = PeerView(
         "bob", "qkd", "require-qkd", "AAAA", "192.0.2.2:51840", "link", epoch, SIMULATED, 12.3, 2, 3, 3, 0.021,
-        1, "no_key: empty", 0, None, 10, 1000, 11, 1100, 0.5, 11, 11, 9, 8, 1, {"replay": 2},
+        1, "no_key: empty", 0, None, 10, 1000, 11, 1100, 0.5, 11, 11, 9, 8, 1,
+        PathView(1300, 1230, 1500, "probe", 3.0, 40, 20, 1, 7), {"replay": 2},
     )  # fmt: skip
     source = SourceView("link", "simulated", True, "", "simulated", "local", True, 5, 1.5, 0.0123, None, 0)
     site = SiteView("alice", 1, "0", 100.0, "BBBB", "[::]:51840", "qvpn0", 1400, (peer,), (source,), {"no_route": 1})
     monkeypatch.setattr(privileged, "listed_sockets", lambda: [Path("x")])
     monkeypatch.setattr(uapi, "ask", lambda path, request: {"ok": True, "status": site.to_json()})
     code, out, _ = run(capfd, "status")
+    assert "path mtu 1300 (probe), 1230 inside, link 1500" in out
     assert code == 0
     for text in (
         "peer bob: QKD  policy require-qkd  192.0.2.2:51840",

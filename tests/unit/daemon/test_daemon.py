@@ -68,6 +68,7 @@ def test_status_has_its_schema(play: Play) -> None:
             *("last_handshake", "rekeys", "epochs", "keys_used", "handshake_seconds", "failures", "last_failure"),
             *("alarms", "last_alarm", "sent_packets", "sent_bytes", "received_packets", "received_bytes"),
             *("last_received", "drops", "opened", "marked", "source_checks", "tun_writes", "tun_refused", "lanes"),
+            "path",
         }
         assert set(status["peers"][0]["epoch"]) == {
             *("number", "state", "role", "age", "hard_end_in", "next_rekey_in", "origin", "key_id_hash", "simulated"),

@@ -40,6 +40,11 @@ def numbered(number: int, source: str, destination: str, size: int = 40) -> byte
     return PLAIN + ip_packet(source, destination, payload)
 
 
+def dont_fragment(packet: bytes) -> bytes:
+    """The IPv4 packet behind its virtio header with that flag."""
+    return packet[:16] + b"\x40\0" + packet[18:]
+
+
 def number_of(packet: bytes) -> int:
     """The number that :func:`numbered` put in."""
     header = 20 if packet[10] >> 4 == 4 else 40

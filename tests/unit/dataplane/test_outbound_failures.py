@@ -9,7 +9,7 @@ from qvpn.netio.base import Address
 from qvpn.netio.memory import Impairments
 from qvpn.tunnel.drops import DropReason
 from tests.unit.dataplane.segments import UDP, Big, finish
-from tests.unit.dataplane.support import ALICE, BOB, FROM_ALICE, FROM_BOB, PLAIN, Pair, numbered
+from tests.unit.dataplane.support import ALICE, BOB, FROM_ALICE, FROM_BOB, PLAIN, Pair, dont_fragment, numbered
 
 BIG = Big(FROM_ALICE[4], FROM_BOB[4], bytes(10_000), 1000)
 
@@ -49,11 +49,14 @@ def test_chunks_that_the_network_refused_are_counted(most: int) -> None:
 def test_control_that_the_network_refused_is_false_and_counted() -> None:
     pair = Pair()
     pair.established()
-    assert not pair.alice.plane.send_control("bob", bytes(1500))
+    assert not pair.alice.plane.send_probe("bob", bytes(1500))  # a probe may be too long: no drop
+    assert pair.alice.plane.send_control("bob", bytes(1500))  # cut on the way
+    pair.alice.bind.close()
+    assert not pair.alice.plane.send_control("bob", b"\x04")
     pair.alice.plane.set_endpoint("bob", None)
     assert not pair.alice.plane.send_control("bob", b"\x04")
     assert pair.alice.plane.stats("bob").drops == {DropReason.SEND_FAILED: 1, DropReason.NO_ENDPOINT: 1}
-    assert pair.alice.bind.errors == {"EMSGSIZE": 1}
+    assert pair.alice.bind.errors == {"EMSGSIZE": 1, "EBADF": 1}
 
 
 def test_a_path_that_shrinks_is_noticed_by_the_first_refusal() -> None:
@@ -61,11 +64,13 @@ def test_a_path_that_shrinks_is_noticed_by_the_first_refusal() -> None:
     pair.established()
     pair.network.impair(ALICE, BOB, Impairments(max_payload=1000))
     pair.alice_sends([1], size=1200)
-    pair.alice_sends([2], size=1200)
+    pair.alice.tun.inject([dont_fragment(numbered(2, FROM_ALICE[4], FROM_BOB[4], 1200))])
     pair.alice_sends([3], size=900)
     pair.alice.tun.inject([BIG.virtio()])
     pair.run()
     assert pair.alice.plane.stats("bob").drops == {DropReason.SEND_FAILED: 1, DropReason.TOO_BIG: 1}
+    (told,) = (packet for packet in pair.alice.tun.taken if packet[19] == 1)
+    assert told[30:32] == b"\x03\x04" and int.from_bytes(told[36:38], "big") == 1000 - 42
     narrow = Big(**{**BIG.__dict__, "segment": 1000 - 32 - 50})
     assert [written[10:] for written in pair.bob.tun.taken[:1]] == [numbered(3, FROM_ALICE[4], FROM_BOB[4], 900)[10:]]
     assert [packet for written in pair.bob.tun.taken[1:] for packet in finish(written)] == narrow.segments()
