@@ -14,7 +14,18 @@ from typing import Any
 from qvpn.dataplane.plane import Plane
 from qvpn.lanes.counts import add, summed
 from qvpn.lanes.keeper import LaneKeeper, LaneKit
-from qvpn.lanes.messages import Endpoint, Erase, Hold, Install, LaneTraffic, Message, PeerSetup, Setup, Usable
+from qvpn.lanes.messages import (
+    Endpoint,
+    Erase,
+    Hold,
+    Install,
+    LaneTraffic,
+    Message,
+    PathSize,
+    PeerSetup,
+    Setup,
+    Usable,
+)
 from qvpn.netio.base import Address
 from qvpn.netio.errors import NetioError
 from qvpn.tunnel.keys import EpochKeys
@@ -70,6 +81,7 @@ class Lanes:
         }
         self._given: dict[str, _Given] = {}
         self._endpoints: dict[str, Address] = {}
+        self._sizes: dict[str, PathSize] = {}
         self._was_up: set[int] = set()
         self._attached: set[int] = set()
         self._before: dict[int, dict[str, LaneTraffic]] = {number: {} for number in self._keepers}
@@ -106,6 +118,16 @@ class Lanes:
             self._endpoints[peer] = address
         for number in self._keepers:
             self._tell(number, Endpoint(peer, lane_address(address, number)))
+
+    def set_path(self, size: PathSize) -> None:
+        """What the path carries, as lane 0 found: the lanes' datagrams take the same one."""
+        self._sizes[size.peer] = size
+        for number in self._keepers:
+            self._tell(number, size)
+
+    def sent_records(self, peer: str) -> int:
+        """Data records that the lanes sent, as far as they have reported."""
+        return sum(traffic.sent_records for traffic in self.traffic(peer).values())
 
     def install(self, peer: str, keys: EpochKeys) -> None:
         """Give each lane that both sides have its keys of a new epoch, if its process is there to take them."""
@@ -161,6 +183,8 @@ class Lanes:
         self._log.info("lane is up", lane=number, pid=keeper.pid, port=keeper.kit.port)
         for peer, address in self._endpoints.items():
             self._tell(number, Endpoint(peer, lane_address(address, number)))
+        for size in self._sizes.values():
+            self._tell(number, size)
         for peer, given in tuple(self._given.items()):
             if number < given.lanes and number not in given.to:
                 self._want_epoch(peer)
@@ -233,10 +257,19 @@ class LanedPlane:
         self._lanes = lanes
         self.send_control = plane.send_control
         self.send_handshake = plane.send_handshake
+        self.send_probe = plane.send_probe
+        self.link_payload = plane.link_payload
 
     def set_endpoint(self, peer: str, address: Address | None) -> None:
         self._plane.set_endpoint(peer, address)
         self._lanes.set_endpoint(peer, address)
+
+    def set_path(self, peer: str, payload: int, *, provisional: bool) -> None:
+        self._plane.set_path(peer, payload, provisional=provisional)
+        self._lanes.set_path(PathSize(peer, payload, provisional))
+
+    def sent_records(self, peer: str) -> int:
+        return self._plane.sent_records(peer) + self._lanes.sent_records(peer)
 
     def install(self, peer: str, keys: EpochKeys) -> None:
         self._plane.install(peer, keys)

@@ -93,6 +93,15 @@ class Erase:
     receive_index: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class PathSize:
+    """What lane 0 has found of the path to a peer: bytes of UDP payload, which may be about to change."""
+
+    peer: str
+    payload: int
+    provisional: bool
+
+
 COUNTS = (
     "sent_bytes",
     "sent_packets",
@@ -141,9 +150,9 @@ class Report:
     """Epochs (peer, receive index) of which so much is used that a new one is wanted."""
 
 
-Message = Setup | Endpoint | Install | Usable | Hold | Erase | Report
+Message = Setup | Endpoint | Install | Usable | Hold | Erase | Report | PathSize
 
-_KINDS: tuple[type[Message], ...] = (Setup, Endpoint, Install, Usable, Hold, Erase, Report)
+_KINDS: tuple[type[Message], ...] = (Setup, Endpoint, Install, Usable, Hold, Erase, Report, PathSize)
 
 
 def encode(message: Message) -> bytearray:
@@ -260,6 +269,7 @@ _TO_JSON: dict[type[Message], Callable[[Any], Any]] = {
     Hold: lambda message: [message.peer, message.receive_index],
     Erase: lambda message: [message.peer, message.receive_index],
     Report: _report_out,
+    PathSize: lambda message: [message.peer, message.payload, message.provisional],
 }
 
 _FROM_JSON: dict[type[Message], Callable[[Any, bytes], Message]] = {
@@ -270,4 +280,5 @@ _FROM_JSON: dict[type[Message], Callable[[Any, bytes], Message]] = {
     Hold: lambda facts, _: Hold(str(facts[0]), int(facts[1])),
     Erase: lambda facts, _: Erase(str(facts[0]), None if facts[1] is None else int(facts[1])),
     Report: _report_in,
+    PathSize: lambda facts, _: PathSize(str(facts[0]), int(facts[1]), bool(facts[2])),
 }

@@ -17,6 +17,7 @@ from qvpn.lanes.messages import (
     Install,
     LaneTraffic,
     Message,
+    PathSize,
     Report,
     Setup,
     Usable,
@@ -75,6 +76,8 @@ class LaneTrafficPath:
                 self._erase(message)
             case Endpoint():
                 self._paths[message.peer].guess(message.address, now)
+            case PathSize():
+                self.plane.set_path(message.peer, message.payload, provisional=message.provisional)
             case _:
                 raise ValueError(f"a lane cannot be told {type(message).__name__}")
         self._settle(message.peer)

@@ -18,6 +18,7 @@ from qvpn.lanes.messages import (
     Install,
     LaneTraffic,
     Message,
+    PathSize,
     PeerSetup,
     Report,
     Setup,
@@ -68,6 +69,7 @@ MESSAGES = st.one_of(
         KEYS,
     ),
     st.builds(Usable, NAMES, INDEXES),
+    st.builds(PathSize, NAMES, INDEXES, st.booleans()),
     st.builds(Hold, NAMES, INDEXES),
     st.builds(Erase, NAMES, st.none() | INDEXES),
     st.builds(
