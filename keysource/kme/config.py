@@ -29,6 +29,7 @@ ca = "pki/ca.crt"                        # the only authority whose SAEs and KME
 store = "state/kme.sqlite"               # in a folder of its own, mode 0700
 # control = "state/control.sock"         # qvpn-kme status and fault; default: beside the store
 # audit = "state/audit.jsonl"            # who got which key and when; default: beside the store
+# skip_listen = "192.0.2.1:8445"         # for encryptors that speak Cisco's SKIP (TLS 1.3); default: not served
 # site_key = "site.key"                  # wraps what is stored: a 0600 file, or "credential:NAME" of the systemd
                                          # service; default: one beside the store, which a thief of the disk gets too
 # epoch_keys = "state/kme.sqlite.epochs" # keys under the site key, overwritten as they retire; never back it up
@@ -107,6 +108,7 @@ class Kme(_Table):
     ca: str
     store: str
     control: str | None = None
+    skip_listen: ListenAddress | None = None
     audit: str | None = None
     site_key: str | None = None
     epoch_keys: str | None = None

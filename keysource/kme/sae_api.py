@@ -111,6 +111,11 @@ class SaeApi:
         self._rates = RateLimits(self._site.config)
 
     @property
+    def rates(self) -> RateLimits:
+        """Shared with every other interface to the same SAEs."""
+        return self._rates
+
+    @property
     def _config(self) -> KmeConfig:
         return self._site.config
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sqlite3
+import ssl
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -26,9 +27,11 @@ from keysource.kme.peering import PeerClient
 from keysource.kme.records import StoreError
 from keysource.kme.sae_api import SaeApi
 from keysource.kme.site import Site
+from keysource.kme.skip_api import SkipApi
 
 _HOUSEKEEPING = 60.0
 _LOOK_AT_FILES = 2.0
+_PLAIN = 2  # listeners for SAEs and other KMEs; SKIP's comes after them
 log = structlog.get_logger("kme")
 
 
@@ -51,6 +54,11 @@ class KmeServer:
             Listener(config.kme.listen, server, self._sae_api.application),
             Listener(config.kme.peer_listen, server, peer_api.application),
         ]
+        if config.kme.skip_listen is not None:
+            skip_api = SkipApi(self.site, self.faults, self.audit, lambda: self._sae_api.rates)
+            self._listeners.append(
+                Listener(config.kme.skip_listen, only_tls13(contexts(config)[0]), skip_api.application)
+            )
         self._control = ControlServer(config.control_path, self._answer)
         self._switching = asyncio.Lock()
 
@@ -131,8 +139,8 @@ class KmeServer:
         self.site.config = config
         self._sae_api.reconfigure()
         self._fingerprint = fingerprint(config)
-        for listener in self._listeners:
-            await listener.renew(server)
+        for place, listener in enumerate(self._listeners):
+            await listener.renew(server if place < _PLAIN else only_tls13(contexts(config)[0]))
         await asyncio.gather(*(self.site.peers[peer].renew(context) for peer, context in clients.items()))
         log.info("reloaded", configuration=configuration, certificate_ends=not_after(config))
 
@@ -184,9 +192,16 @@ class KmeServer:
             "saes": [{"id": sae.id, "may_share_with": sae.may_share_with} for sae in self.config.sae],
             "listen": str(self._listeners[0].address),
             "peer_listen": str(self._listeners[1].address),
+            "skip_listen": str(self._listeners[2].address) if len(self._listeners) > _PLAIN else None,
             "fault": self.faults.fault.value,
             "links": links,
         }
+
+
+def only_tls13(context: ssl.SSLContext) -> ssl.SSLContext:
+    """As SKIP's draft wants it."""
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
 
 
 async def _wait(event: asyncio.Event) -> None:
