@@ -20,7 +20,7 @@ _WIDTH, _PANEL_GAP, _MARGIN = 860, 26, 20
 _LABEL, _BAR, _STEP, _TITLE = 130, 15, 22, 26
 _VALUE = 190
 """Room for figure and cipher behind the longest bar."""
-_OURS, _THEIRS, _INK, _FAINT = "#1d4ed8", "#9ca3af", "#111827", "#4b5563"
+_OURS, _THEIRS, _INK, _FAINT = "#3b82f6", "#9ca3af", "#111827", "#4b5563"
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ PANELS = (
 def svg(results: Results, link: str = "default") -> str:
     """The chart; panels without figures are left out."""
     rows = [row for row in results.rows if row.link == link and row.tunnel not in _SKIPPED]
+    rows.sort(key=lambda row: not row.tunnel.startswith(OURS))
     parts: list[str] = []
     top = float(_MARGIN + 34)
     for panel in PANELS:
@@ -53,8 +54,8 @@ def svg(results: Results, link: str = "default") -> str:
         if bars:
             parts += _panel(panel, bars, top)
             top += _TITLE + _STEP * len(bars) + _PANEL_GAP
-    height = round(top + 12)
-    return "\n".join([*_head(results, height), *parts, *_foot(results, height), "</svg>"]) + "\n"
+    height = round(top + 28)
+    return "\n".join([*_head(results, height), *parts, *_foot(results, rows, height), "</svg>"]) + "\n"
 
 
 def _head(results: Results, height: int) -> list[str]:
@@ -70,10 +71,14 @@ def _head(results: Results, height: int) -> list[str]:
     ]
 
 
-def _foot(results: Results, height: int) -> list[str]:
+def _foot(results: Results, rows: Sequence[Row], height: int) -> list[str]:
     commit = results.machine["commit"]
+    others = ", ".join(f"{row.tunnel} {row.version}" for row in rows if not row.tunnel.startswith(OURS))
     note = f"Medians of {results.rounds} interleaved rounds; thin lines: smallest to largest. Commit {commit}."
-    return [_text(_MARGIN, height - 10, note, colour=_FAINT, size=11)]
+    return [
+        _text(_MARGIN, height - 26, note, colour=_FAINT, size=11),
+        _text(_MARGIN, height - 10, others, colour=_FAINT, size=11),
+    ]
 
 
 def _panel(panel: Panel, bars: Sequence[tuple[Row, Spread]], top: float) -> list[str]:

@@ -110,6 +110,7 @@ def test_the_charts_bars_are_as_long_as_their_figures() -> None:
     texts = [text.text or "" for text in tree.iter(f"{space}text")]
     assert "6.00" in texts
     assert any("Example 9000" in text for text in texts)
+    assert "openvpn 2.6" in texts, "which build it was"
 
 
 def test_a_chart_of_nothing_is_still_a_picture() -> None:
