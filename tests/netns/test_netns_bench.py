@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from qvpn.bench import cpu
 from qvpn.bench.errors import Unbalanced
 from qvpn.bench.measure import take
 from qvpn.demo.process import environment, program
@@ -78,3 +82,39 @@ def test_unbalanced_counters_are_no_result(tmp_path: Path, monkeypatch: pytest.M
     case = next(case for case in cases.plan((), ("default",), ("idle",), extras=False) if case.tunnel.name == "qvpn")
     with pytest.raises(Unbalanced, match="counters marked"):
         take(case, tmp_path / "lab", 1)
+
+
+def _descendants(root: int) -> set[int]:
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                parents[int(entry.name)], _ = cpu.parse_stat((entry / "stat").read_text())
+    found = {root}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {root}
+
+
+def _is_iperf(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/comm").read_text().strip() == "iperf3"
+    return False
+
+
+def test_an_interrupted_run_leaves_no_process() -> None:
+    command = [*program("qvpn"), "bench", "net", "--rounds", "9", "--seconds", "9", "--measures", "tcp1"]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as bench:
+        deadline = time.monotonic() + 60
+        children: set[int] = set()
+        while time.monotonic() < deadline and not any(map(_is_iperf, children)):
+            children = _descendants(bench.pid)
+            time.sleep(0.1)
+        assert len(children) >= 3, "unshare, its process 1, and iperf3"
+        bench.send_signal(signal.SIGINT)
+        _, said = bench.communicate(timeout=20)
+    assert bench.returncode == 130
+    assert said.splitlines()[-1] == "qvpn bench: interrupted; nothing is left behind"
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]

@@ -67,6 +67,8 @@ def test_the_example_in_the_readme_is_the_one_that_the_suite_runs():
     assert len(example.splitlines()) <= 50
 
 
-@pytest.mark.parametrize("command", ["init", "check", "up", "status", "down", "genkey", "pubkey", "genpsk", "demo"])
+@pytest.mark.parametrize(
+    "command", ["init", "check", "up", "status", "down", "genkey", "pubkey", "genpsk", "demo", "bench"]
+)
 def test_every_command_is_mentioned(command):
     assert re.search(rf"qvpn {command}\b|`init`", README)
