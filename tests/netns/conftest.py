@@ -74,6 +74,17 @@ def standing_tunnel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object
         yield tunnel
 
 
+@pytest.fixture(scope="module")
+def lan_tunnel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """A standing tunnel with a network behind bob (10.77.0.0/24, fd77::/64) whose ports have no offload."""
+    with demo_lab.two_sites(tmp_path_factory.mktemp("lan") / "lab") as made:
+        support.add_lan(made)
+        tunnel = support.Tunnel(made)
+        tunnel.configure("--right-net", "10.77.0.0/24", "--right-net", "fd77::/64")
+        tunnel.up(within=60)
+        yield tunnel
+
+
 @pytest.fixture
 def full_count() -> Callable[[int], int]:
     """Of a full count what this run does: all of it with QVPN_TEST_LONG=1, else a tenth."""

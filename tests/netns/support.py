@@ -85,6 +85,21 @@ class Tunnel:
         )
 
 
+def add_lan(lab: Lab) -> None:
+    """A host behind bob, on a link without any offload: what bob forwards has finished checksums or wrong ones."""
+    lab.add("host")
+    lab.link("bob", "lan", "host", "lan")
+    lab["bob"].address("lan", "10.77.0.1/24", "fd77::1/64")
+    lab["host"].address("lan", "10.77.0.2/24", "fd77::2/64")
+    for name in ("bob", "host"):
+        off = ("tx", "off", "rx", "off", "sg", "off", "tso", "off", "gso", "off", "gro", "off")
+        lab[name].run(["ethtool", "-K", "lan", *off])
+    lab["bob"].sysctl("ipv4/ip_forward", "1")
+    lab["bob"].sysctl("ipv6/conf/all/forwarding", "1")
+    for gateway in ("10.77.0.1", "fd77::1"):
+        lab["host"].default_route(gateway)
+
+
 def drop_in_the_net(lab: Lab, percent: int) -> None:
     """Let the untrusted network lose that share of all packets at random (0 takes the rule away)."""
     lab["net"].run(["nft", "flush", "ruleset"])
