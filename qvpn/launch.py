@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import signal
 import socket
 import time
@@ -30,6 +29,7 @@ from qvpn.control.endpoint import literal
 from qvpn.control.mistakes import describe
 from qvpn.control.supervisor import SourceRefused
 from qvpn.daemon import Daemon
+from qvpn.dataplane import collector
 from qvpn.dataplane.plane import tunnel_mtu
 from qvpn.lanes.keeper import LaneKit
 from qvpn.netio.errors import NetioError
@@ -39,9 +39,6 @@ from qvpn.observe import eventlog
 from qvpn.privileged import PrivilegedError
 from qvpn.sitefiles import SiteFiles, load_site
 from qvpn.uapi import ControlServer
-
-GC_THRESHOLDS = 50_000, 20, 100
-"""Packets make no cycles, so only what control leaves behind waits for the collector."""
 
 DEFAULT_PAYLOAD = 1500 - 48
 """UDP payload of an Ethernet path over IPv6, where no peer's address is known yet."""
@@ -214,7 +211,7 @@ async def _serve(daemon: Daemon, listener: socket.socket) -> None:
         await asyncio.wait((starting, wanted), return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
-            _settle_memory()
+            collector.settle()
             await wanted
     except SourceRefused as refused:
         raise source_error(daemon.config, refused.name, refused.error) from None
@@ -224,13 +221,6 @@ async def _serve(daemon: Daemon, listener: socket.socket) -> None:
         await asyncio.gather(starting, wanted, return_exceptions=True)
         await daemon.stop()
         await control.aclose()
-
-
-def _settle_memory() -> None:
-    """What is alive now stays: the collector need not look at it again, and pauses packets more rarely."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def _log_mistake(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

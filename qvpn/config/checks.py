@@ -69,13 +69,10 @@ def _mtu(config: Config) -> None:
 
 def _lane_ports(config: Config) -> None:
     """Lane k listens k ports above lane 0."""
-    listen, lanes = config.site.listen, config.tunnel.lanes
-    if lanes > 1 and not 1 <= listen.port <= 65_536 - lanes:
-        last = listen.port + lanes - 1
+    first, lanes = config.site.listen.port, config.tunnel.lanes
+    if first + lanes - 1 > 65_535:
         raise ConfigError(
-            f"{lanes} lanes need the UDP ports {listen.port} to {last}, and the last one there is is 65535",
-            table="[tunnel]",
-            key="lanes",
+            f"{lanes} lanes from port {first} on need more ports than there are", table="[tunnel]", key="lanes"
         )
 
 

@@ -39,8 +39,6 @@ class RelayOutlet:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
-        self.taken = 0
-        """Datagrams handed over."""
 
     def __call__(self, frames: memoryview) -> bool:
         """Hand frames over; False: there was no room."""
@@ -48,7 +46,6 @@ class RelayOutlet:
             self._end.send(frames)
         except OSError:
             return False
-        self.taken += 1
         return True
 
 

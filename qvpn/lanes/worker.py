@@ -13,6 +13,7 @@ import signal
 import socket
 
 from qvpn import privileged
+from qvpn.dataplane import collector
 from qvpn.errors import BadPacket
 from qvpn.lanes.messages import MAX_MESSAGE, Setup, decode, encode
 from qvpn.lanes.relay import RelayOutlet
@@ -46,6 +47,7 @@ class LaneProcess:
         self._control.setblocking(False)
         loop.add_reader(self._control, self._on_control)
         self._look()
+        collector.settle()
         reports = loop.create_task(self._report_for_ever())
         try:
             return await self._over

@@ -146,6 +146,11 @@ WORDS = [
     ('"qvpn0"', '"qvpn0"\nmtu = 1279', "site/qvpn.toml: [tunnel] mtu: IPv6 needs at least 1280"),
     ('"qvpn0"', '"qvpn0"\nmtu = "1400"', "site/qvpn.toml: [tunnel] mtu: write a whole number"),
     ('"qvpn0"', '"qvpn0"\nlanes = 0', "site/qvpn.toml: [tunnel] lanes: 0 is outside 1 to 16"),
+    (
+        '51840"\nstate = "state"\n[tunnel]\n',
+        '65530"\nstate = "state"\n[tunnel]\nlanes = 8\n',
+        "site/qvpn.toml: [tunnel] lanes: 8 lanes from port 65530 on need more ports than there are",
+    ),
     ('"qvpn0"', '"qvpn0"\nlanes = 17', "site/qvpn.toml: [tunnel] lanes: 17 is outside 1 to 16"),
     ('type = "etsi014"\n', "", "site/qvpn.toml: [key_source.kme] type: is missing"),
     ("[[peer]]", "[peer]", "site/qvpn.toml: [[peer]]: each peer is a table of its own: write [[peer]]"),
