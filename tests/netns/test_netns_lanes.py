@@ -140,6 +140,7 @@ def start_nonces(tunnel: Any, lanes: int) -> Any:
     return process
 
 
+@pytest.mark.timeout(420)
 def test_killed_lanes_repeat_no_nonce_and_come_back(tunnel: Any, full_count: Any, tracebacks: Any) -> None:
     """kill -9 at random moments under traffic.  A lane's keys die with its process: no nonce passes twice."""
     with_lanes(tunnel, 3, 3, "--rekey", "2s")
