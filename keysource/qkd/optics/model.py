@@ -138,7 +138,7 @@ class Optics:
         plain = sum(p * self.light_gain(mu) for p, mu in zip(self.probabilities, self.intensities, strict=True))
         dead, z = self.recovery.dead_gates(self.pulse_rate), self.recovery.survival(self.pulse_rate)
         after, clicks = 0.0, plain
-        for _ in range(60):
+        for _ in range(60 if self.recovery.after_pulse > 0.0 else 0):
             live_again = (1.0 - z) / (1.0 - (1.0 - clicks) * z - clicks * z ** (dead + 1))
             after = self.recovery.after_pulse * clicks * live_again
             clicks = 1.0 - (1.0 - plain) * (1.0 - after)

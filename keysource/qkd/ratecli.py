@@ -1,0 +1,101 @@
+"""``qvpn-qkd rate``: secret bits per pulse against distance."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from keysource.qkd.errors import LinkSettings
+from keysource.qkd.optics.model import Optics, Recovery
+from keysource.qkd.presets import PRESETS
+from keysource.qkd.rates.curves import ANALYSES, Curve, claim, plot
+from keysource.qkd.rates.finite import Decoy, Security
+
+_GYS = Optics(Decoy(0.48, 0.05, 0.5), 0.5**0.5, 0.0, 0.21, 0.045, 0.85e-6, 0.033, 2e6)
+_RUSCA = Optics(Decoy(0.5, 0.15, 0.7), 0.9, 0.0, 0.2, 0.5, 5e-9, 0.01, 1e9, Recovery(dead_time=100e-9))
+PUBLISHED = {
+    "gys": (_GYS, "Gobby, Yuan, Shields, APL 84 3762 (2004); decoys as in Ma et al., PRA 72 012326"),
+    "rusca2018": (_RUSCA, "Rusca et al., APL 112 171104 (2018), parameters of its figure"),
+}
+"""Links of publications, for curves; those of ``qvpn-qkd presets`` go as well."""
+
+
+def rate(
+    analysis: Annotated[
+        list[str] | None, typer.Option(help=f"Any of {', '.join(ANALYSES)}; may be given several times.")
+    ] = None,
+    link: Annotated[str, typer.Option(help=f"{', '.join(PUBLISHED)}, or one of qvpn-qkd presets.")] = "metro50",
+    start: Annotated[float, typer.Option("--from", min=0.0, help="km")] = 0.0,
+    end: Annotated[float, typer.Option("--to", min=0.0, max=2000.0, help="km")] = 200.0,
+    step: Annotated[float, typer.Option(min=0.1, help="km")] = 20.0,
+    mu: Annotated[tuple[float, float] | None, typer.Option(help="Both intensities, mean photons a pulse.")] = None,
+    p1: Annotated[float | None, typer.Option(help="Probability of the brighter intensity.")] = None,
+    p_z: Annotated[float | None, typer.Option(help="Probability of the key basis.")] = None,
+    attenuation: Annotated[float | None, typer.Option(help="dB/km")] = None,
+    detector: Annotated[float | None, typer.Option(help="Efficiency with Bob's optics, 0 to 1.")] = None,
+    dark: Annotated[float | None, typer.Option(help="Dark counts per gate and detector.")] = None,
+    misalignment: Annotated[float | None, typer.Option(help="Share of the light at the wrong port.")] = None,
+    n_z: Annotated[float, typer.Option(min=1.0, help="Key-basis bits of a block, for finite analyses.")] = 1e7,
+    f: Annotated[float, typer.Option(min=1.0, help="Efficiency of error correction.")] = 1.16,
+    secrecy: Annotated[float, typer.Option(help="Error of secrecy of a block.")] = 1e-9,
+    correctness: Annotated[float, typer.Option(help="Error of correctness of a block.")] = 1e-15,
+    optimise: Annotated[bool, typer.Option("--optimise", help="The best intensities and biases everywhere.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object and nothing else.")] = False,
+    picture: Annotated[Path | None, typer.Option("--plot", help="Write a plot (.png, .svg, .pdf).")] = None,
+) -> None:
+    """Secret bits per pulse against distance, under one or more analyses."""
+    wanted = analysis or ["wiesemann2024", "infinite", "plob"]
+    for name in wanted:
+        if name not in ANALYSES:
+            raise LinkSettings(f"--analysis {name}: none of {', '.join(ANALYSES)}")
+    if end < start or not 0.0 < secrecy < 1.0 or not 0.0 < correctness < 1.0:
+        raise LinkSettings("--to is not before --from, and errors lie between 0 and 1")
+    optics = _optics(link, mu, p1, p_z)
+    given = {"attenuation": attenuation, "detector": detector, "dark": dark, "misalignment": misalignment}
+    for name, value in given.items():
+        if value is not None and not 0.0 <= value <= 1.0:
+            raise LinkSettings(f"--{name} {value}: lies between 0 and 1")
+    optics = replace(optics, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    kms = [start + step * i for i in range(int((end - start) / step + 1e-9) + 1)]
+    security = Security(secrecy, correctness)
+    curves = [Curve(name, optics, f, n_z, security, optimise) for name in wanted]
+    found = [[curve.at(km) for km in kms] for curve in curves]
+    if picture is not None:
+        plot([(name, kms, [r for r, _s in row]) for name, row in zip(wanted, found, strict=True)], picture, link)
+    if as_json:
+        rows = {
+            name: [
+                {"km": km, "rate": r if math.isfinite(r) else None, **s} for km, (r, s) in zip(kms, row, strict=True)
+            ]
+            for name, row in zip(wanted, found, strict=True)
+        }
+        print(json.dumps({"link": link, "optics": asdict(optics), "f": f, "n_z": n_z, "rates": rows}))
+        return
+    table = Table("km", *(f"{name}\n[dim]{claim(name)}[/dim]" for name in wanted), title=f"{link}: bits per pulse")
+    for i, km in enumerate(kms):
+        table.add_row(f"{km:g}", *(f"{row[i][0]:.5g}" if row[i][0] else "-" for row in found))
+    Console().print(table)
+
+
+def _optics(link: str, mu: tuple[float, float] | None, p1: float | None, p_z: float | None) -> Optics:
+    if link in PUBLISHED:
+        optics = PUBLISHED[link][0]
+    elif link in PRESETS:
+        optics = replace(PRESETS[link].optics, course=())
+    else:
+        raise LinkSettings(f"--link {link}: none of {', '.join((*PUBLISHED, *PRESETS))}")
+    try:
+        mus = mu or (optics.decoy.mu1, optics.decoy.mu2)
+        decoy = Decoy(mus[0], mus[1], optics.decoy.p1 if p1 is None else p1)
+    except ValueError as error:
+        raise LinkSettings(f"--mu, --p1: {error}") from None
+    if p_z is not None and not 0.0 < p_z < 1.0:
+        raise LinkSettings(f"--p-z {p_z}: lies between 0 and 1")
+    return replace(optics, decoy=decoy, p_z=optics.p_z if p_z is None else p_z)
