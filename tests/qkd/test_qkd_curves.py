@@ -238,7 +238,7 @@ channels = st.builds(
 )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(channels, st.floats(0.1, 0.9), st.floats(0.02, 0.45))
 def test_fewer_decoys_never_give_more_and_plob_is_never_passed(channel: Channel, mu: float, share: float) -> None:
     nu = mu * share
@@ -253,7 +253,7 @@ def test_fewer_decoys_never_give_more_and_plob_is_never_passed(channel: Channel,
     assert infinite <= plob(channel.y1)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.floats(0.01, 0.5), st.floats(1e-4, 0.9), st.floats(1e-4, 0.9), st.floats(0, 0.1))
 def test_pairs_give_probabilities_and_multi_pairs_give_errors(mean: float, a: float, b: float, e_d: float) -> None:
     pairs = Pairs(mean, a, b, 1e-6, 1e-6, e_d)

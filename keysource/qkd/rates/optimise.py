@@ -37,7 +37,7 @@ def maximise(
 
 def _grid(box: Sequence[tuple[float, float]]) -> list[Point]:
     """Coarse, so that a search does not begin where there is nothing."""
-    axes = [[low + (high - low) * share for share in (0.15, 0.4, 0.65, 0.9)] for low, high in box]
+    axes = [[low + (high - low) * share for share in (0.2, 0.5, 0.85)] for low, high in box]
     return list(itertools.product(*axes))
 
 
