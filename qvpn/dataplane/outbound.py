@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from qvpn.dataplane.chunks import ChunkSealer, blocks
 from qvpn.dataplane.clamp import clamp, may_be_tcp
 from qvpn.dataplane.hooks import PlaneHooks
@@ -29,6 +31,9 @@ READ_LIMIT = 256
 
 SUPERPACKETS = 8
 """Superpackets per callback, likewise."""
+
+WORTH_COMPARING = 4
+"""Packets of one length for which one comparison of all is cheaper than a look-up for each."""
 
 ARENA_BYTES = 4 * MAX_READ
 OUT_BYTES = ARENA_BYTES + BLOCK * OVERHEAD
@@ -52,6 +57,21 @@ class _Load:
 
     peer: Peer
     plaintexts: list[_Plaintext] = field(default_factory=list)
+
+    def extend(self, start: int, size: int, count: int) -> None:
+        """Add so many packets of this size, back to back behind the last one and routed as that."""
+        last, room = self.plaintexts[-1], self.peer.max_plaintext
+        while count:
+            many = min(count, max(0, (room - (start - last.start)) // size))
+            if many:
+                last.end += many * size
+                last.packets += many
+            else:
+                many = 1
+                last = _Plaintext(start, start + size, last.ecn)
+                self.plaintexts.append(last)
+            start += many * size
+            count -= many
 
 
 class Outbound:
@@ -100,8 +120,7 @@ class Outbound:
         loads: dict[Peer, _Load] = {}
         last, length = batch[-1]
         big = arena[last + 1] != offload.GSO_NONE
-        for start, size in batch[:-1] if big else batch:
-            self._route(loads, start, start + size)
+        self._route_batch(loads, batch[:-1] if big else batch)
         for load in loads.values():
             self._send(load, now)
         if big:
@@ -110,17 +129,34 @@ class Outbound:
             self._send_superpacket(length, now)
         return len(batch), big
 
-    def _route(self, loads: dict[Peer, _Load], start: int, end: int) -> None:
-        """Pick the peer by destination, and join the packet to the one before it where both fit."""
+    def _route_batch(self, loads: dict[Peer, _Load], batch: list[tuple[int, int]]) -> None:
+        """Packets of one length are most often of one flow, so neighbours are compared before they are looked up."""
+        first, count = 0, len(batch)
+        while first < count:
+            start, size = batch[first]
+            last = first + 1
+            while last < count and batch[last][1] == size:
+                last += 1
+            many = last - first
+            load = self._route(loads, start, start + size)
+            if load is not None and many >= WORTH_COMPARING and _alike(self._arena, start, size, many):
+                load.extend(start + size, size, many - 1)
+            else:
+                for start, _ in batch[first + 1 : last]:
+                    self._route(loads, start, start + size)
+            first = last
+
+    def _route(self, loads: dict[Peer, _Load], start: int, end: int) -> _Load | None:
+        """Pick the peer by destination, and join the packet to the one before it where both fit; None: dropped."""
         arena = self._arena
         inner = start + VNET_HEADER
         if ip.packet_length(arena, inner, end) != end - inner:
             self._table.drops.count(DropReason.MALFORMED)
-            return
+            return None
         peer = self._table.allowed.lookup(ip.destination(arena, inner))
         if peer is None:
             self._table.drops.count(DropReason.NO_ROUTE)
-            return
+            return None
         if may_be_tcp(arena, inner):
             clamp(arena, start, end, peer.inner_mtu)
         load = loads.get(peer)
@@ -133,6 +169,7 @@ class Outbound:
             last.packets += 1
         else:
             load.plaintexts.append(_Plaintext(start, end, bits))
+        return load
 
     def _send(self, load: _Load, now: float) -> None:
         peer, plaintexts = load.peer, load.plaintexts
@@ -274,6 +311,21 @@ class Outbound:
         if epoch.wants_rekey() and not epoch.limit_reported:
             epoch.limit_reported = True
             self._hooks.on_limit(peer.name, epoch.receive_index)
+
+
+def _alike(data: memoryview, start: int, size: int, count: int) -> bool:
+    """True if packets of one size agree in version, length, ECN bits, destination and a protocol that is not TCP.
+
+    Then one look-up does for all, and none has a segment size to clamp.
+    """
+    if may_be_tcp(data, start + VNET_HEADER):
+        return False
+    four = data[start + VNET_HEADER] >> 4 == 4
+    for at, length in ((10, 4), (19, 1), (26, 4)) if four else ((10, 2), (14, 3), (34, 16)):
+        wanted = bytes(data[start + at : start + at + length])
+        if np.ndarray((count, length), np.uint8, data, start + at, (size, 1)).tobytes() != wanted * count:
+            return False
+    return True
 
 
 def equal_runs(lengths: list[int], marks: list[int]) -> list[int]:

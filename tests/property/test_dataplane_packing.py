@@ -54,6 +54,40 @@ def test_interleaved_destinations_each_get_their_own_in_order(packets: list[tupl
     assert pair.drops().get("no_route", 0) == sum(to == "nobody" for to, _ in packets)
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["bob", "bob", "bob", "carol", "nobody"]), st.sampled_from([40, 600]), st.integers(1, 9)
+        ),
+        max_size=20,
+    ),
+    st.sampled_from([4, 6]),
+)
+def test_runs_of_one_length_go_where_each_of_them_must(runs: list[tuple[str, int, int]], version: int) -> None:
+    """Neighbours of one length are routed together only where one look-up does for all."""
+    pair = Pair()
+    pair.alice.plane.add_peer(
+        "carol", [ipaddress.ip_network(net) for net in ("10.99.0.0/16", "fd99::/16")], overlap=1.0
+    )
+    pair.alice.plane.set_endpoint("carol", BOB)
+    pair.established()
+    target = {
+        "bob": FROM_BOB[version],
+        "carol": {4: "10.99.1.1", 6: "fd99::1"}[version],
+        "nobody": {4: "192.0.2.200", 6: "2001:db8::1"}[version],
+    }
+    packets = [(to, size) for to, size, count in runs for _ in range(count)]
+    sent = [numbered(n, FROM_ALICE[version], target[to], size) for n, (to, size) in enumerate(packets)]
+    before = pair.network.counts["sent"]
+    pair.alice.tun.inject(sent)
+    pair.run()
+    assert pair.bob.tun.taken == [sent[n] for n, (to, _) in enumerate(packets) if to == "bob"]
+    assert pair.alice.plane.stats("carol").drops.get("no_key", 0) == sum(to == "carol" for to, _ in packets)
+    assert pair.drops().get("no_route", 0) == sum(to == "nobody" for to, _ in packets)
+    if all(to == "bob" for to, _ in packets):
+        assert pair.network.counts["sent"] - before == greedy([len(packet) for packet in sent], 1472 - 32)
+
+
 @settings(max_examples=100 if LONG else 15, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
