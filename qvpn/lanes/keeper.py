@@ -123,6 +123,8 @@ class LaneKeeper:
                 self.last_words = await self._run_once()
             except OSError as error:
                 self.last_words = f"cannot be started: {error.strerror}"
+            except Exception as error:  # a mistake of ours must not leave the lane without a keeper
+                self.last_words = f"internal error: {type(error).__name__}"
             self._log.error("lane ended", lane=self.kit.number, reason=self.last_words)
             if asyncio.get_running_loop().time() - began >= STEADY:
                 wait = FIRST_WAIT

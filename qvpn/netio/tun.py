@@ -80,7 +80,7 @@ class TunDevice:
             return cls(descriptor, offloads=offloads)
         except OSError as error:
             os.close(descriptor)
-            raise TunError(f"interface {name} cannot be made: {_explain(error)}") from None
+            raise TunError(f"interface {name} cannot be made: {_explain(error, name)}") from None
         except TunError:
             os.close(descriptor)
             raise
@@ -185,9 +185,11 @@ def _set_offloads(descriptor: int, wanted: Sequence[int]) -> int:
     raise TunError("the kernel accepts none of the TUN offload settings that this program knows")
 
 
-def _explain(error: OSError) -> str:
+def _explain(error: OSError, name: str) -> str:
     if error.errno == errno.EPERM:
         return "operation not permitted (CAP_NET_ADMIN is needed)"
     if error.errno == errno.EBUSY:
         return "another process has it open"
+    if error.errno == errno.EINVAL and name in (known for _, known in socket.if_nameindex()):
+        return "it exists with other settings (one queue or several: is it made for another number of lanes?)"
     return reason(error)

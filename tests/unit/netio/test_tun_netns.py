@@ -141,6 +141,14 @@ print(sentence(TunError, lambda: TunDevice.open("qt2", offloads=(0x02,))))
 """).splitlines() == ["1", "True", "the kernel accepts none of the TUN offload settings that this program knows"]
 
 
+def test_a_device_of_one_queue_is_not_taken_for_several() -> None:
+    said = run("""
+subprocess.run(["ip", "tuntap", "add", "dev", "qt0", "mode", "tun", "vnet_hdr"], check=True)
+print(sentence(TunError, lambda: TunDevice.open("qt0", queues=True)))
+""")
+    assert said.startswith("interface qt0 cannot be made: it exists with other settings (one queue or several")
+
+
 def test_a_detached_queue_gets_no_packets_and_still_takes_them() -> None:
     facts = run("""
 import socket
