@@ -78,3 +78,15 @@ def configure_device(lab: Lab, name: str, device: str, address: str, mtu: int) -
 def has_device(lab: Lab, name: str, device: str) -> bool:
     with kernel.inside(lab[name].descriptor), IPRoute() as route:
         return bool(route.link_lookup(ifname=device))
+
+
+def udp_sent(lab: Lab, name: str) -> int:
+    """UDP datagrams (with segmentation offload: sends) that left one end so far."""
+    with kernel.inside(lab[name].descriptor):
+        return parse_udp_sent(Path("/proc/thread-self/net/snmp").read_text())
+
+
+def parse_udp_sent(snmp: str) -> int:
+    """``OutDatagrams`` of a ``/proc/net/snmp``."""
+    names, values = (line.split() for line in snmp.splitlines() if line.startswith("Udp:"))
+    return int(dict(zip(names, values, strict=True))["OutDatagrams"])

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from qvpn.bench import cpu, install, machine, tools
+from qvpn.bench import cpu, install, link, machine, tools
 from qvpn.bench.errors import BenchError
 from qvpn.bench.install import InstallError, suite_source
 
@@ -91,6 +91,13 @@ def test_cpu_model_with_family() -> None:
         "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\nmodel name\t: x\n"
     )
     assert machine.cpu_model(text) == "AMD EPYC (family 26 model 17)"
+
+
+def test_udp_datagrams_sent() -> None:
+    text = (
+        "Ip: Forwarding\nIp: 1\nUdp: InDatagrams NoPorts InErrors OutDatagrams\nUdp: 5 6 7 8\nUdpLite: InDatagrams\n"
+    )
+    assert link.parse_udp_sent(text) == 8
 
 
 DEB822 = """Types: deb
