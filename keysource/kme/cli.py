@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 it failed, 2 wrong usage or a wrong configuration.
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import resource
 import sys
@@ -21,6 +22,7 @@ from keysource.kme.audit import AuditError
 from keysource.kme.config import EXAMPLE, ConfigError, KmeConfig, load
 from keysource.kme.control import ControlError, ask
 from keysource.kme.credentials import contexts
+from keysource.kme.epochs import new_site_key
 from keysource.kme.faults import Fault, fault_named
 from keysource.kme.listener import ListenError
 from keysource.kme.logs import set_up
@@ -70,14 +72,34 @@ def serve(
 
 
 @app.command()
-def check(file: File) -> None:
-    """Read the configuration and the certificates, start nothing."""
+def check(
+    file: File, online: Annotated[bool, typer.Option("--online", help="Ask the other KMEs too.")] = False
+) -> None:
+    """Read the configuration, certificates and site key, look at what lies around them; start nothing."""
+    from keysource.kme import checks  # not what `serve` should wait for
+
     config = _load(file)
     try:
         contexts(config)
-    except ConfigError as error:
+        found = checks.findings(config, datetime.datetime.now(datetime.UTC))
+        if online:
+            found += asyncio.run(checks.peers(config))
+    except (ConfigError, ValueError) as error:
         _fail(f"{file}: {error}", 2)
+    for finding in found:
+        print(f"{file}: {'FAULT' if finding.fault else 'hint'}: {finding.text}")
+    if any(finding.fault for finding in found):
+        raise typer.Exit(2)
     print(f"{file}: KME {config.kme.id} is configured without a mistake")
+
+
+@app.command()
+def site_key(file: Annotated[Path, typer.Argument(metavar="FILE", help="Where it goes; must not exist.")]) -> None:
+    """Make a site key: 32 random bytes in base64, mode 0600."""
+    try:
+        new_site_key(file)
+    except OSError as error:
+        _fail(f"{file}: {error.strerror}", 2)
 
 
 @app.command()
@@ -179,6 +201,15 @@ def _print_status(answer: dict[str, Any]) -> None:
         numbers = (str(link[name]) for name in ("own_free", "peer_free", "reserved", "issued", "fetched"))
         table.add_row(link["peer_kme"], device, link["alarm"] or "none", *numbers)
     console.print(table)
+    table = Table()
+    for title in ("SAE", "may share with", "requests", "keys issued", "keys fetched", "refused"):
+        table.add_column(title)
+    for sae in answer["saes"]:
+        numbers = (str(sae[name]) for name in ("requests", "issued", "fetched", "refused"))
+        table.add_row(sae["id"], ", ".join(sae["may_share_with"]) or "nobody", *numbers)
+    console.print(table)
+    console.print(f"certificate ends {answer['certificate_ends']}, key epoch {answer['epoch']}", highlight=False)
+    console.print(f"audit log {answer['audit']}", highlight=False, soft_wrap=True)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -6,13 +6,14 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
 from keysource.settings import Address
 
 _BACKLOG = 512
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class ListenError(Exception):
@@ -29,12 +30,16 @@ class Listener:
         self._runner: web.AppRunner | None = None
         self._sockets: list[socket.socket] = []
         self._sites: list[web.SockSite] = []
+        self._busy: set[object] = set()
+        """Connections that are at a request."""
 
     async def open(self) -> None:
         """Raises :class:`ListenError`."""
         if self._runner is not None:
             return
-        runner = web.AppRunner(self._application(), access_log=None, handle_signals=False, shutdown_timeout=0.5)
+        application = self._application()
+        application.middlewares.insert(0, self._count)
+        runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=0.5)
         await runner.setup()
         self._runner = runner
         try:
@@ -68,7 +73,11 @@ class Listener:
             for site in old:
                 await site.stop()
             assert self._runner.server is not None
-            self._runner.server.pre_shutdown()  # idle connections end now, the others after their request
+            for connection in self._runner.server.connections:
+                if connection in self._busy:
+                    connection.close()
+                else:
+                    connection.force_close()
 
     async def _serve(self) -> None:
         assert self._runner is not None
@@ -78,6 +87,14 @@ class Listener:
         ]
         for site in self._sites:
             await site.start()
+
+    @web.middleware
+    async def _count(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self._busy.add(request.protocol)
+        try:
+            return await handler(request)
+        finally:
+            self._busy.discard(request.protocol)
 
 
 async def _listening(address: Address) -> list[socket.socket]:

@@ -12,7 +12,9 @@ import math
 import sqlite3
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -95,6 +97,16 @@ def bounded_errors(handler: Handler) -> Handler:
     return handle
 
 
+@dataclass(slots=True)
+class Traffic:
+    """Of one SAE since this process began."""
+
+    requests: int = 0
+    issued: int = 0
+    fetched: int = 0
+    refused: int = 0
+
+
 class SaeApi:
     """The three methods for the SAEs of one KME."""
 
@@ -102,6 +114,7 @@ class SaeApi:
         self._site = site
         self._faults = faults
         self._audit = audit
+        self.traffic: defaultdict[str, Traffic] = defaultdict(Traffic)
         self.reconfigure()
 
     def reconfigure(self) -> None:
@@ -192,6 +205,7 @@ class SaeApi:
         self._wait(sae, "keys", self._rates.keys(sae, asked.number, time.monotonic()))
         self._audit.open()
         keys = await self._issue(shares, asked.number, wanted)
+        self.traffic[sae.id].issued += len(keys)
         slaves = [slave for terms in shares.values() for slave in terms.slaves]
         self._record("issued", keys, master=sae.id, slaves=slaves, size=size)
         log.info("issued", master=sae.id, slave=slave, keys=[hashed(key.key_id) for key in keys])
@@ -223,10 +237,12 @@ class SaeApi:
             keys = await self._site.fetch(master, sae.id, key_ids)
         except NotTheSlave:
             log.warning("not the slave of these keys", sae=sae.id, keys=[hashed(key_id) for key_id in key_ids[:8]])
+            self.traffic[sae.id].refused += 1
             self._audit.refused("not the slave of these keys", time.monotonic(), sae=sae.id, master=master)
             raise Refused(401, "") from None
         except KeysNotFound:
             raise Refused(400, messages.KEYS_NOT_FOUND) from None
+        self.traffic[sae.id].fetched += len(keys)
         self._record("fetched", keys, master=master, slave=sae.id)
         log.info("fetched", master=master, slave=sae.id, keys=[hashed(key.key_id) for key in keys])
         return self._container(keys)
@@ -264,11 +280,13 @@ class SaeApi:
             log.warning("a stranger was refused", sae=(name or "")[:64])
             self._audit.refused("stranger", time.monotonic(), sae=(name or "")[:64])
             raise Refused(401, "")
+        self.traffic[sae.id].requests += 1
         self._wait(sae, "requests", self._rates.request(sae, time.monotonic()))
         return sae
 
     def _wait(self, sae: Sae, what: str, seconds: float) -> None:
         if seconds:
+            self.traffic[sae.id].refused += 1
             self._audit.refused(f"too many {what}", time.monotonic(), sae=sae.id)
             raise TooOften(f"{sae.id!r} asks for too many {what}; again in {seconds:.1f} s", math.ceil(seconds))
 
@@ -278,6 +296,7 @@ class SaeApi:
             raise Refused(400, f"no KME is known that serves the slave SAE {slave[:64]!r}")
         if slave not in sae.may_share_with:
             log.warning("these SAEs may not share keys", master=sae.id, slave=slave)
+            self.traffic[sae.id].refused += 1
             self._audit.refused("may not share", time.monotonic(), sae=sae.id, slave=slave)
             raise Refused(401, "")
         return peer

@@ -189,7 +189,10 @@ class KmeServer:
             "epoch": (await self.site.db(lambda store: store.epoch))[0],
             "certificate_ends": not_after(self.config),
             "audit": str(self.config.audit_path),
-            "saes": [{"id": sae.id, "may_share_with": sae.may_share_with} for sae in self.config.sae],
+            "saes": [
+                {"id": sae.id, "may_share_with": sae.may_share_with, **asdict(self._sae_api.traffic[sae.id])}
+                for sae in self.config.sae
+            ],
             "listen": str(self._listeners[0].address),
             "peer_listen": str(self._listeners[1].address),
             "skip_listen": str(self._listeners[2].address) if len(self._listeners) > _PLAIN else None,
