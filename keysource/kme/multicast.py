@@ -70,7 +70,7 @@ async def issue(site: Site, shares: Shares, number: int, wanted: Wanted) -> list
     first, *others = shares
     units = shares[first].units
     counts = {peer: number * (units if peer == first else units + 1) for peer in (first, *others)}
-    links = {peer: await site.usable(peer, shares[peer], count) for peer, count in counts.items()}
+    links = {peer: site.usable(peer, terms) for peer, terms in shares.items()}
     try:
         async with asyncio.timeout(ISSUE_TIMEOUT):
             for _ in range(ROUNDS):
