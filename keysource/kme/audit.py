@@ -11,6 +11,7 @@ or a removal the line goes into a new file.  (``copytruncate`` works too, since 
 from __future__ import annotations
 
 import datetime
+import errno
 import hashlib
 import json
 import os
@@ -35,6 +36,7 @@ class Audit:
         self._file = -1
         self._refusals = TokenBucket(_REFUSALS, 10 * _REFUSALS)
         self._left_out = 0
+        self._torn = False
 
     def open(self) -> None:
         """Raises :class:`AuditError`."""
@@ -57,8 +59,10 @@ class Audit:
         data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
         try:
             self._follow()
-            if os.write(self._file, data) != len(data):
-                raise OSError(0, "half a line was written")
+            written = os.write(self._file, b"\n" + data if self._torn else data)
+            self._torn = written < len(data)  # a full disk; the next line begins with an end
+            if self._torn:
+                raise OSError(errno.ENOSPC, "only a part of a line was written")
         except OSError as error:
             raise AuditError(f"{self._path}: the audit log: {error.strerror}") from None
 

@@ -246,6 +246,21 @@ def test_an_audit_log_that_cannot_be_written_says_so(tmp_path):
     audit.close()
 
 
+def test_a_line_that_a_full_disk_cut_spoils_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "audit.jsonl"
+    audit = Audit(path, "kme")
+    write = os.write
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda file, data: write(file, data[:10]))
+        with pytest.raises(AuditError, match="part of a line"):
+            audit.write("issued")
+    audit.write("fetched")
+    cut, whole = path.read_text().splitlines()
+    assert len(cut) == 10
+    assert json.loads(whole)["event"] == "fetched"
+    audit.close()
+
+
 def test_many_refusals_are_counted_and_not_written(tmp_path):
     path = tmp_path / "audit.jsonl"
     audit = Audit(path, "kme")
