@@ -73,16 +73,23 @@ async def issue(site: Site, shares: Shares, number: int, wanted: Wanted) -> list
     links = {peer: site.usable(peer, terms) for peer, terms in shares.items()}
     try:
         async with asyncio.timeout(ISSUE_TIMEOUT):
-            for _ in range(ROUNDS):
-                round_ = await _prepare(site, shares, links, number, wanted, counts)
-                if await _all_reserve(site, round_):
-                    await site.db(lambda store: store.count_issued(first, number))
-                    crashpoints.at("enc.committed")
-                    return round_.keys
+            keys = await _some_round(site, shares, links, number, wanted, counts)
     except TimeoutError:
         raise NotNow("a KME of these slaves takes too long") from None
     except KeysNotFound:
         raise NotNow("keys were voided while they were taken") from None
+    await site.db(lambda store: store.count_issued(first, number))
+    crashpoints.at("enc.committed")
+    return keys
+
+
+async def _some_round(
+    site: Site, shares: Shares, links: dict[str, str], number: int, wanted: Wanted, counts: dict[str, int]
+) -> list[StoredKey]:
+    for _ in range(ROUNDS):
+        round_ = await _prepare(site, shares, links, number, wanted, counts)
+        if await _all_reserve(site, round_):
+            return round_.keys
     raise NotNow("too many keys are not held by the other KMEs", reason=EXHAUSTED)
 
 

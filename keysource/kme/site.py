@@ -182,11 +182,16 @@ class Site:
             NotNow: too few keys, an alarm, or the other KME is not there.
         """
         link = self.usable(peer, terms)
+        mine: list[Offer] = []
         try:
             async with asyncio.timeout(ISSUE_TIMEOUT):
-                return await self._issue(peer, link, terms, number, wanted)
+                reserved = await self._have_reserved(peer, link, terms, number, wanted, mine)
+            # No deadline from here on: the store would go on without us, and what it deletes would be nobody's.
+            return await self._hand_out(peer, reserved, terms.size)
         except TimeoutError:
             raise NotNow(f"KME {peer!r} takes too long") from None
+        finally:
+            self._release(mine)
 
     def usable(self, peer: str, terms: Terms) -> str:
         """The name of a link over which own units may be issued now.  Raises :class:`NotNow`."""
@@ -199,34 +204,32 @@ class Site:
             raise _too_few(terms)
         return link.row.name
 
-    async def _issue(self, peer: str, link: str, terms: Terms, number: int, wanted: Wanted) -> list[StoredKey]:
+    async def _have_reserved(
+        self, peer: str, link: str, terms: Terms, number: int, wanted: Wanted, mine: list[Offer]
+    ) -> list[Offer]:
         reserved: list[Offer] = []
-        mine: list[Offer] = []
-        try:
-            for _ in range(ROUNDS):
-                offers = await self._choose(peer, terms, number - len(reserved), wanted, mine)
-                crashpoints.at("enc.chosen")
-                answer = await self._offer(peer, link, terms, offers)
-                missing = set(answer.missing)
-                lacking = [offer for offer in offers if missing & {unit.key_id for unit in offer.units}]
-                reserved += [offer for offer in offers if offer not in lacking]
-                self._forget(lacking)
-                await self.drop_missing(peer, [unit for offer in lacking for unit in offer.units], answer)
-                if len(reserved) == number:
-                    return await self._hand_out(peer, reserved, terms.size)
-            raise NotNow(f"too many keys are not held by KME {peer!r}", reason=EXHAUSTED)
-        except KeysNotFound:  # a void or a full store took one away between offer and answer
-            self._forget(reserved)
-            raise NotNow("keys were voided while they were offered") from None
-        finally:
-            self._release(mine)
+        for _ in range(ROUNDS):
+            offers = await self._choose(peer, terms, number - len(reserved), wanted, mine)
+            crashpoints.at("enc.chosen")
+            answer = await self._offer(peer, link, terms, offers)
+            missing = set(answer.missing)
+            lacking = [offer for offer in offers if missing & {unit.key_id for unit in offer.units}]
+            reserved += [offer for offer in offers if offer not in lacking]
+            self._forget(lacking)
+            await self.drop_missing(peer, [unit for offer in lacking for unit in offer.units], answer)
+            if len(reserved) == number:
+                return reserved
+        raise NotNow(f"too many keys are not held by KME {peer!r}", reason=EXHAUSTED)
 
     async def _hand_out(self, peer: str, reserved: list[Offer], size: int) -> list[StoredKey]:
         crashpoints.at("enc.reserved")
         units = [[unit.key_id for unit in offer.units] for offer in reserved]
-        keys = await self.db(lambda store: store.issue(peer, units, size))
-        self._forget(reserved)
-        return keys
+        try:
+            return await self.db(lambda store: store.issue(peer, units, size))
+        except KeysNotFound:  # a void or a full store took one away between offer and answer
+            raise NotNow("keys were voided while they were offered") from None
+        finally:
+            self._forget(reserved)
 
     async def _choose(self, peer: str, terms: Terms, number: int, wanted: Wanted, mine: list[Offer]) -> list[Offer]:
         """Offers for ``number`` more keys, noted in ``mine``: what was offered on these terms before and got no

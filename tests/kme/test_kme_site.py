@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 import pytest_asyncio
 
 from keysource.base import End, Origin, Owner, derive_key_id
+from keysource.kme import site as site_module
 from keysource.kme.config import EXAMPLE, load
 from keysource.kme.peering import PeerUnavailable
 from keysource.kme.records import LinkRow, Reservation, Terms
@@ -181,3 +183,12 @@ async def test_cancelled_while_offered_the_key_is_offered_again(ground):
     peer.gate = None
     assert len(await issue(site, 8)) == 8
     assert peer.offers[0] == peer.offers[1]
+
+
+async def test_a_deadline_never_falls_between_deleting_and_handing_out(ground, monkeypatch):
+    """The store goes on when its caller gives up: a key deleted for nobody would be lost, under a 503 that says not."""
+    site, _peer = ground
+    monkeypatch.setattr(site_module, "ISSUE_TIMEOUT", 0.1)
+    real = site._store.issue
+    monkeypatch.setattr(site._store, "issue", lambda *args: (time.sleep(0.3), real(*args))[1])
+    assert len(await issue(site, 2)) == 2
