@@ -186,7 +186,7 @@ async def test_cancelled_while_offered_the_key_is_offered_again(ground):
 
 
 async def test_a_deadline_never_falls_between_deleting_and_handing_out(ground, monkeypatch):
-    """The store goes on when its caller gives up: a key deleted for nobody would be lost, under a 503 that says not."""
+    """The store goes on when its caller gives up: a key deleted for nobody would be lost, under a 503."""
     site, _peer = ground
     monkeypatch.setattr(site_module, "ISSUE_TIMEOUT", 0.1)
     real = site._store.issue
