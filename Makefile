@@ -26,6 +26,9 @@ ROUNDS ?= 5
 LINKS ?= all
 OUT ?= deploy/bench
 bench: $(VENV)/.runtime
+	@mkdir -p $(OUT)
+	@$(BIN)/qvpn bench crypto > $(OUT)/crypto.md
+	@$(BIN)/qvpn bench memory > $(OUT)/memory.md
 	@$(BIN)/qvpn bench net --rounds $(ROUNDS) --links $(LINKS) --peers all --extras --out $(OUT) $(if $(INSTALL),--install)
 
 lint: $(VENV)/.dev
