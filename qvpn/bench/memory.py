@@ -163,6 +163,11 @@ def superpacket(peer: int) -> list[bytes]:
     return [virtio + _ipv4(peer, 6, len(tcp) + payload) + tcp + bytes(payload)]
 
 
+def lone_packet(peer: int) -> list[bytes]:
+    """What a ping is to the packet path: one read, one record, one write."""
+    return small_packets(peer)[:1]
+
+
 def small_packets(peer: int) -> list[bytes]:
     """A batch of small UDP packets of one flow to a peer."""
     udp = struct.pack(">HHHH", 4000, 4001, 8 + SMALL, 0)
@@ -172,7 +177,8 @@ def small_packets(peer: int) -> list[bytes]:
 
 TRAFFIC: tuple[tuple[str, Callable[[int], list[bytes]], int], ...] = (
     ("superpacket of 47 segments", superpacket, 1),
-    ("64-byte UDP packet", small_packets, BATCH),
+    (f"64-byte UDP packet, {BATCH} at once", small_packets, BATCH),
+    ("64-byte UDP packet, alone", lone_packet, 1),
 )
 
 
