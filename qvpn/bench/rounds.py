@@ -20,6 +20,8 @@ def go(settings: Settings, results: Results, folder: Path, say: Say) -> None:
     cases = _present(
         plan(settings.peers, settings.links, settings.measures or EVERYTHING, extras=settings.extras), results
     )
+    if not cases:
+        raise BenchError("nothing to measure: on links other than default only tcp1 and tcp4 are taken")
     for absent, why in results.absent.items():
         say(f"{absent}: absent, {why}")
     for case in cases:

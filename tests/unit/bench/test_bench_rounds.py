@@ -57,6 +57,12 @@ def test_an_imbalance_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert order.taken == ["no tunnel", "qvpn"]
 
 
+@pytest.mark.parametrize("settings", [{"links": ("tx-off",), "measures": ("udp",)}, {"links": ()}])
+def test_nothing_to_measure_is_said(monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]) -> None:
+    with pytest.raises(BenchError, match="nothing to measure"):
+        go(monkeypatch, Order(), **settings)
+
+
 def test_who_is_not_there_is_named_and_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qvpn.bench.peers.nebula.find", lambda program: None)
     order = Order()
