@@ -32,6 +32,8 @@ BATCH = 60
 _BUFFERS = 16
 _SEGMENTS, _SEND_BYTES = 64, 65_507
 """What one send with UDP_SEGMENT carries at most."""
+_ROOMS = 128
+"""Sends of one timing that the twin can keep; made beforehand, for new memory costs more than the copy."""
 _TIMES = 40
 """Superpackets, or batches of small packets, of one timing."""
 
@@ -52,15 +54,20 @@ class _Bind(MemoryBind):
 
     def __init__(self, network: MemoryNetwork, address: Address) -> None:
         super().__init__(network, address)
-        self.sent: list[tuple[bytes, int]] = []
-        self.arrived: deque[tuple[bytes, int]] = deque()
+        self.sent: list[tuple[memoryview, int]] = []
+        self.arrived: deque[tuple[memoryview, int]] = deque()
+        self._rooms = [memoryview(bytearray(1 << 16)) for _ in range(_ROOMS)]
         self._from = address
         self._buffers = [memoryview(bytearray(1 << 16)) for _ in range(_BUFFERS)]
         self._wake: Callable[[], None] | None = None
 
     def send_segments(self, buffer: memoryview, segment: int, address: Address, ecn: int = 0) -> int:
         step = min(_SEGMENTS, _SEND_BYTES // segment) * segment
-        self.sent += [(bytes(buffer[cut : cut + step]), segment) for cut in range(0, len(buffer), step)]
+        for cut in range(0, len(buffer), step):
+            part = buffer[cut : cut + step]
+            room = self._rooms[len(self.sent)][: len(part)]
+            room[:] = part
+            self.sent.append((room, segment))
         return -(-len(buffer) // segment)
 
     def on_readable(self, callback: Callable[[], None] | None) -> None:
@@ -69,7 +76,7 @@ class _Bind(MemoryBind):
     def receive_batch(self, limit: int, descriptor: int = -1) -> list[Received]:
         return [self._receive(buffer) for buffer in self._buffers[:limit] if self.arrived]
 
-    def deliver(self, batches: Sequence[tuple[bytes, int]]) -> None:
+    def deliver(self, batches: Sequence[tuple[memoryview, int]]) -> None:
         """All of it, one callback after another."""
         self.arrived.extend(batches)
         while self.arrived and self._wake is not None:
