@@ -143,6 +143,9 @@ class RunJoiner:
             peer.drops.count(DropReason.WRONG_SOURCE, chunks)
             return
         peer.source_checks += 1
+        if packet.protocol == ip.UDP and chunks > 1 and not self._tun.takes_udp_superpackets:
+            self._write_apart(pending, payload)
+            return
         if payload == packet.payload and payload > packet.segment:
             offload.set_header_length(self._buffer, 0, packet)
         else:
@@ -154,6 +157,23 @@ class RunJoiner:
         else:
             peer.tun_refused += 1
             peer.drops.count(DropReason.TUN_FULL, chunks)
+
+    def _write_apart(self, pending: _Pending, payload: int) -> None:
+        """Each chunk as a packet of its own, for a kernel that knows no UDP superpackets."""
+        packet, peer, size = pending.packet, pending.peer, pending.packet.header
+        head, frames = bytes(self._buffer[:size]), []
+        for place, cut in enumerate(range(size, size + payload, packet.segment), start=pending.first_place):
+            end = min(cut + packet.segment, size + payload)
+            frames.append(memoryview(bytearray(head + self._buffer[cut:end])))
+            offload.settle(frames[-1], 0, packet, place, end - cut)
+        taken = self._tun.write_batch(frames)
+        peer.source_checks += len(frames) - 1  # one look-up, but each packet has its entry in the books
+        peer.tun_writes += taken
+        peer.received_packets += taken
+        peer.received_bytes += sum(len(frame) - VNET_HEADER for frame in frames[:taken])
+        if taken < len(frames):
+            peer.tun_refused += len(frames) - taken
+            peer.drops.count(DropReason.TUN_FULL, len(frames) - taken)
 
     def _continued(self, run: Run) -> _Pending | None:
         """What is pending, if this run goes on where it ends.

@@ -59,6 +59,10 @@ class Tun(Protocol):
         """Bytes of the longest IP packet."""
 
     @property
+    def takes_udp_superpackets(self) -> bool:
+        """False where the kernel refuses a write with ``gso_type`` UDP_L4 (Linux before 6.2)."""
+
+    @property
     def merges_udp(self) -> bool:
         """Whether it takes superpackets of UDP, and so equal UDP packets as one."""
 

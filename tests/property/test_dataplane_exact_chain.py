@@ -20,7 +20,7 @@ from qvpn.netio.base import Received
 from qvpn.netio.memory import Impairments
 from qvpn.tunnel.keys import EpochKeys
 from tests.property.dataplane_traffic import superpackets, traffic
-from tests.property.kernel_model import kernel, ones_complement
+from tests.property.kernel_model import UDP_L4, kernel, ones_complement
 from tests.property.test_dataplane_chunks_model import bigs
 from tests.unit.dataplane.segments import Big
 from tests.unit.dataplane.support import ALICE, Pair
@@ -194,13 +194,21 @@ TROUBLES = st.one_of(
 @pytest.mark.timeout(900)
 @settings(max_examples=600 if LONG else 60, deadline=None)
 @given(
-    st.lists(traffic(), min_size=1, max_size=3), TROUBLES, st.integers(0, 2**32), st.sampled_from([1472, 1600, 9000])
+    st.lists(traffic(), min_size=1, max_size=3),
+    TROUBLES,
+    st.integers(0, 2**32),
+    st.sampled_from([1472, 1600, 9000]),
+    st.sampled_from([True, True, False]),
 )
 def test_what_comes_out_is_what_went_in(
-    bursts: list[list[bytes]], trouble: frozenset[str], seed: int, path: int
+    bursts: list[list[bytes]], trouble: frozenset[str], seed: int, path: int, udp_whole: bool
 ) -> None:
-    """Each arriving honest record delivers its packets, once, unaltered and at once in order; nothing else does."""
+    """Each arriving honest record delivers its packets, once, unaltered and at once in order; nothing else does.
+
+    Without ``udp_whole`` the receiver's kernel knows no UDP superpackets, and gets none.
+    """
     pair = Pair(impairments=Impairments(max_payload=path))
+    pair.bob.tun.takes_udp_superpackets = udp_whole
     keys = [pair.established()[0]]
     caught = sent_by(pair)
     for number, burst in enumerate(bursts, start=2):
@@ -227,6 +235,7 @@ def test_what_comes_out_is_what_went_in(
     pair.bob.plane._inbound.flush()
     got = [packet for frame in pair.bob.tun.taken for packet in kernel(frame)]
     assert got == expected
+    assert udp_whole or all(frame[1] != UDP_L4 for frame in pair.bob.tun.taken)
     traffic_stats = pair.bob.plane.stats("alice")
     assert sum(epoch.marked for epoch in traffic_stats.epochs) == len(seen) + 1  # and one control record
     assert traffic_stats.received_packets == len(expected)

@@ -130,12 +130,12 @@ class Process:
 
 
 @contextlib.contextmanager
-def tunnel(version: int) -> Iterator[tuple[Namespaces, Process, Process]]:
+def tunnel(version: int, kernels: tuple[str, str] = ("", "")) -> Iterator[tuple[Namespaces, Process, Process]]:
     left, right, listen = OUTER[version]
     ends = [f"[{ip}]:51840" if version == 6 else f"{ip}:51840" for ip in (left, right)]
     with Namespaces() as namespaces:
-        alice = Process(namespaces, namespaces.left, "alice", listen, ends[1])
-        bob = Process(namespaces, namespaces.right, "bob", listen, ends[0])
+        alice = Process(namespaces, namespaces.left, "alice", listen, ends[1], kernels[0])
+        bob = Process(namespaces, namespaces.right, "bob", listen, ends[0], kernels[1])
         try:
             assert alice.read() == bob.read() == f"ready {1500 - (28 if version == 4 else 48) - 42}\n"
             _epoch(alice, bob, 1)
