@@ -143,7 +143,7 @@ class RunJoiner:
             peer.drops.count(DropReason.WRONG_SOURCE, chunks)
             return
         peer.source_checks += 1
-        if packet.protocol == ip.UDP and chunks > 1 and not self._tun.takes_udp_superpackets:
+        if packet.protocol == ip.UDP and chunks > 1 and not self._tun.merges_udp:
             self._write_apart(pending, payload)
             return
         if payload == packet.payload and payload > packet.segment:

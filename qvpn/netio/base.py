@@ -59,12 +59,8 @@ class Tun(Protocol):
         """Bytes of the longest IP packet."""
 
     @property
-    def takes_udp_superpackets(self) -> bool:
-        """False where the kernel refuses a write with ``gso_type`` UDP_L4 (Linux before 6.2)."""
-
-    @property
     def merges_udp(self) -> bool:
-        """Whether it takes superpackets of UDP, and so equal UDP packets as one."""
+        """Whether it takes superpackets of UDP, and so equal UDP packets as one; Linux before 6.2 refuses them."""
 
     def read_batch(self, arena: memoryview, limit: int) -> list[tuple[int, int]]:
         """Read up to ``limit`` packets back to back into ``arena``; returns (offset, length) of each.

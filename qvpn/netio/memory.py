@@ -61,7 +61,6 @@ class MemoryTun:
     def __init__(self, name: str = "mem0", mtu: int = 1430) -> None:
         self.name = name
         self.mtu = mtu
-        self.takes_udp_superpackets = True
         self.merges_udp = False
         self.taken: list[bytes] = []
         self.room = 1 << 62

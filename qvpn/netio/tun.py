@@ -105,11 +105,6 @@ class TunDevice:
         return bool(self.offloads & _F_USO4)
 
     @property
-    def takes_udp_superpackets(self) -> bool:
-        """Whether the kernel knows them: it gives and takes them since the same version."""
-        return bool(self.offloads & _F_USO4)
-
-    @property
     def errors(self) -> dict[str, int]:
         """Errno names of failed reads and writes, counted."""
         return dict(self._errors)

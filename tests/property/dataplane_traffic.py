@@ -69,6 +69,15 @@ def ip_header(
     )
 
 
+def fragmentable(header: bytes) -> bytes:
+    """An IPv4 header without "don't fragment"."""
+    data = bytearray(header)
+    data[6:8] = bytes(2)
+    data[10:12] = bytes(2)
+    data[10:12] = (0xFFFF - ones_complement(bytes(data))).to_bytes(2, "big")
+    return bytes(data)
+
+
 def with_partial_checksum(packet: bytes, at: int, protocol: int) -> bytes:
     data = bytearray(packet)
     place = at + {TCP: 16, UDP: 6}[protocol]
@@ -167,14 +176,22 @@ def udp_bursts(draw: st.DrawFn) -> list[bytes]:
     """Small datagrams of one flow, mostly of equal length, as a game or a telephone sends them."""
     version, options, traffic_class, identification = draw(_ip())
     size = draw(st.sampled_from([0, 1, 18, 64, 172]))
+    step, atomic = draw(st.sampled_from([0, 1, 1, 7])), draw(st.booleans())
+    flag = draw(st.sampled_from([NEEDS_CSUM, NEEDS_CSUM, DATA_VALID, 0]))
     frames = []
     for number in range(draw(st.integers(2, 90))):
         length = size if draw(st.integers(0, 9)) else draw(st.integers(0, 200))
         head = struct.pack(">HHHH", 4000, 5000, 8 + length, 0)
-        name = (identification + number) & 0xFFFF
+        name = (identification + number * step) & 0xFFFF
         start = ip_header(version, UDP, 8 + length, options, traffic_class, name)
-        packet = with_partial_checksum(start + head + _payload(draw, length), len(start), UDP)
-        frames.append(VIRTIO.pack(NEEDS_CSUM, 0, len(start) + 8, 0, len(start), 6) + packet)
+        if version == 4 and not atomic:
+            start = fragmentable(start)
+        packet = start + head + _payload(draw, length)
+        if flag == NEEDS_CSUM:
+            packet = with_partial_checksum(packet, len(start), UDP)
+            frames.append(VIRTIO.pack(NEEDS_CSUM, 0, len(start) + 8, 0, len(start), 6) + packet)
+        else:
+            frames.append(VIRTIO.pack(flag, 0, 0, 0, 0, 0) + _finished(packet))
     return frames
 
 

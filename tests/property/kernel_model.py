@@ -41,6 +41,15 @@ def is_fragment(packet: bytes) -> bool:
     return transport_of(packet)[0] == FRAGMENT
 
 
+def without_free_identification(packet: bytes) -> bytes:
+    """IPv4 UDP with "don't fragment": its identification means nothing and may change on the way (RFC 6864 4.1)."""
+    if packet[0] >> 4 == 6 or packet[9] != UDP or is_fragment(packet) or not packet[6] & 0x40:
+        return packet
+    data = bytearray(packet)
+    data[4:6] = data[10:12] = bytes(2)
+    return bytes(data)
+
+
 def pseudo_header(packet: bytes, length: int) -> bytes:
     protocol, _ = transport_of(packet)
     if packet[0] >> 4 == 4:

@@ -61,7 +61,7 @@ def test_the_best_that_the_kernel_has_is_taken(
     device = TunDevice(descriptor)
     assert device.offloads == taken
     assert len(kernel.asked) == calls
-    assert device.takes_udp_superpackets is bool(taken & USO4)
+    assert device.merges_udp is bool(taken & USO4)
 
 
 def test_another_error_than_not_knowing_is_one_sentence(monkeypatch: pytest.MonkeyPatch, descriptor: int) -> None:
