@@ -40,7 +40,13 @@ MAX_SEGMENTS = 64
 MAX_SEND = 65_507
 """Bytes per send over IPv4; IPv6 allows 20 more."""
 
-RECEIVE_BYTES = 65_536
+ROOM = 65_536
+"""What a receive may need: nobody knows before whether the kernel joined datagrams."""
+
+GATHERED = 64
+"""Datagrams gathered into one buffer where the kernel joins none: as many as a block has counters."""
+
+RECEIVE_BYTES = 2 * ROOM
 SOCKET_BUFFER = 4 << 20
 FALLBACK_PAYLOAD = 1280 - 48
 """Where the route's MTU cannot be read: what every IPv6 link carries."""
@@ -148,7 +154,35 @@ class UdpBind:
                 if received is None:
                     break
                 batch.append(received)
+                alone = received.segment == received.length and len(batch) < limit
+                if alone and not self._gather(sock, received, batch):
+                    break
         return batch
+
+    def _gather(self, sock: _UdpSocket, first: Received, batch: list[Received]) -> bool:
+        """Receive behind a datagram that came alone, as long as equal ones follow: a batch as the kernel joins them.
+
+        What does not belong to it, which the receive that finds that out has got already, is appended to ``batch``.
+        False: nothing more waits.
+        """
+        buffer, size, end = first.buffer, first.length, first.length
+        for _ in range(GATHERED - 1):
+            if not size or end > len(buffer) - ROOM:
+                break
+            received = self._receive(sock, buffer[end:])
+            if received is None:
+                first.length = end
+                return False
+            length = received.length
+            alike = received.address is first.address and received.ecn == first.ecn
+            if not alike or length > size or not length or received.segment != length:
+                batch.append(received)
+                break
+            end += length
+            if length < size:
+                break
+        first.length = end
+        return True
 
     def _receive(self, sock: _UdpSocket, buffer: memoryview) -> Received | None:
         for _ in range(2):  # the first error may be an ICMP answer to something sent long ago
