@@ -171,8 +171,9 @@ class PathSearch:
         self._restart(now)
 
     def woken(self, now: float) -> None:
-        """An epoch is there: a peer that was silent may answer now."""
-        self._silent = 0
+        """An epoch is there: a peer that was silent may answer now; one that never did is asked once."""
+        if self.replies:
+            self._silent = 0
         if self._round_ends is not None:
             self._round_ends = min(self._round_ends, now + self._round_trip.wait())
         elif self._searching:
