@@ -174,7 +174,7 @@ def decode(data: bytes | bytearray | memoryview) -> Message:
         raise BadPacket("a message between daemon and lane with keys of the wrong length")
     try:
         return _FROM_JSON[kind](json.loads(facts), secret)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         raise BadPacket(f"a message {kind.__name__} between daemon and lane that does not parse") from None
 
 
