@@ -18,8 +18,18 @@ _END, _NOTHING, _MSS = 0, 1, 2
 
 
 def may_be_tcp(data: memoryview, inner: int) -> bool:
-    """Cheap question before :func:`clamp`: True for all TCP, and for little else."""
+    """True for all TCP, and for little else."""
     return data[inner + 9] == ip.TCP or data[inner + 6] == ip.TCP
+
+
+def is_syn(data: memoryview, inner: int, end: int) -> bool:
+    """Quick look before :func:`clamp`: False for nearly all that is no SYN.
+
+    The caller knows that it may be TCP (:func:`may_be_tcp`); behind IPv6 extension headers it is never looked for.
+    """
+    if data[inner] == 0x45:
+        return end > inner + 33 and bool(data[inner + 33] & _SYN)
+    return data[inner] >> 4 == 4 or (end > inner + 53 and bool(data[inner + 53] & _SYN))
 
 
 def clamp(data: memoryview, start: int, end: int, mtu: int) -> bool:

@@ -7,7 +7,7 @@ ever looked at, so what a failed open left behind is overwritten by the next or 
 
 from __future__ import annotations
 
-from qvpn.dataplane.clamp import clamp, may_be_tcp
+from qvpn.dataplane.clamp import clamp, is_syn
 from qvpn.dataplane.hooks import PlaneHooks
 from qvpn.dataplane.merge import UdpMerger
 from qvpn.dataplane.peers import Peer, PeerTable
@@ -242,7 +242,8 @@ class Inbound:
             peer.drops.count(DropReason.ECN_NOT_CAPABLE)
         elif self._table.allowed.lookup(ip.source(packet, VNET_HEADER)) is peer:
             peer.source_checks += 1
-            if may_be_tcp(packet, VNET_HEADER):
+            tcp = packet[VNET_HEADER + 9] == ip.TCP or packet[VNET_HEADER + 6] == ip.TCP
+            if tcp and is_syn(packet, VNET_HEADER, len(packet)):
                 clamp(packet, 0, len(packet), peer.inner_mtu)
             self._packets.append(packet)
         else:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qvpn.dataplane.chunks import ChunkSealer, blocks
-from qvpn.dataplane.clamp import clamp, may_be_tcp
+from qvpn.dataplane.clamp import clamp, is_syn, may_be_tcp
 from qvpn.dataplane.hooks import PlaneHooks
 from qvpn.dataplane.oversize import Oversize, datagrams
 from qvpn.dataplane.peers import Peer, PeerTable
@@ -157,7 +157,7 @@ class Outbound:
         if peer is None:
             self._table.drops.count(DropReason.NO_ROUTE)
             return None
-        if may_be_tcp(arena, inner):
+        if (arena[inner + 9] == ip.TCP or arena[inner + 6] == ip.TCP) and is_syn(arena, inner, end):
             clamp(arena, start, end, peer.inner_mtu)
         load = loads.get(peer)
         if load is None:

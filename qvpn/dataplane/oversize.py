@@ -6,6 +6,8 @@ TCP superpackets never come here, for they are cut smaller where they are sealed
 - while the path is being searched, and so its size is not final, a packet goes as it is, in an outer datagram that
   the network may cut: an answer now would be remembered by its sender for minutes;
 - IPv6 of up to 1280 bytes goes like this at all times, for IPv6 senders need not send less (RFC 8200, 5);
+- outside over IPv6 nothing can be cut on the way, nor does Linux cut what fits its first link: then the first are
+  dropped without an answer, and of the second the sender is told the truth, though it may not heed it;
 - all else is dropped, counted as ``too_big``, and its sender is told (:mod:`qvpn.dataplane.toobig`).
 """
 
@@ -40,17 +42,19 @@ class Oversize:
         ``packet``: one plain packet behind its virtio header, too long for the peer's path.
         """
         inner, mtu = packet[VNET_HEADER:], peer.inner_mtu
+        cut_outside = peer.endpoint is not None and peer.endpoint.ip.version == 4
         if inner[0] >> 4 == 4:
             if not _U16.unpack_from(inner, 6)[0] & _DONT_FRAGMENT and mtu >= ip.header_length(inner, 0) + 8:
                 return [memoryview(part) for part in fragments(packet, mtu)], False
-        elif len(inner) <= IPV6_LEAST:
-            return [packet], True
-        else:
+        elif len(inner) > IPV6_LEAST:
             mtu = max(mtu, IPV6_LEAST)
-        if peer.provisional:
+        elif cut_outside:
+            return [packet], True
+        if peer.provisional and cut_outside:
             return [packet], True
         peer.drops.count(DropReason.TOO_BIG)
-        self.answers.answer(packet, mtu, now)
+        if not peer.provisional:
+            self.answers.answer(packet, mtu, now)
         return [], False
 
 

@@ -100,7 +100,7 @@ class Bind(Protocol):
         """
 
     def send_fragmentable(self, datagrams: Sequence[memoryview], address: Address) -> int:
-        """As :meth:`send_batch`, but the network may cut a datagram on the way and joins it at its end.
+        """As :meth:`send_batch`, but over IPv4 the network may cut a datagram on the way and joins it at its end.
 
         For the few datagrams that must arrive whatever the path carries; all others carry "don't fragment".
         """

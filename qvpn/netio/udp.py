@@ -24,10 +24,9 @@ from qvpn.netio.errors import BindError, reason
 from qvpn.netio.route import link_mtu
 
 _UDP_SEGMENT, _UDP_GRO = 103, 104
-_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _IPV6_MTU = 10, 23, 24
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER = 10, 23
 _PMTUDISC_DONT, _PMTUDISC_PROBE = 0, 3
 """Fragments allowed; never any, and no belief in ICMP: only the first link's MTU counts (ip(7))."""
-_IPV6_LEAST_MTU = 1280
 _IP_RECVTOS, _IPV6_RECVTCLASS, _IPV6_TCLASS = 13, 66, 67
 _ECN = 3
 _SINGLE = [(socket.IPPROTO_IP, socket.IP_TOS, b"\0")]
@@ -224,14 +223,14 @@ class UdpBind:
     def send_fragmentable(self, datagrams: Sequence[memoryview], address: Address) -> int:
         sock, version = self._socket_for(address), address.ip.version
         try:
-            _may_fragment(sock.socket, sock.family, version, True)
+            _may_fragment(sock.socket, version, True)
         except OSError as error:
             return self._failed(sock, error)
         try:
             return self.send_batch(datagrams, address)
         finally:
             with contextlib.suppress(OSError):  # a failed send may have closed the socket
-                _may_fragment(sock.socket, sock.family, version, False)
+                _may_fragment(sock.socket, version, False)
 
     def send_segments(self, buffer: memoryview, segment: int, address: Address, ecn: int = 0) -> int:
         sock = self._socket_for(address)
@@ -474,14 +473,13 @@ def _try_option(sock: socket.socket, level: int, option: int, value: int) -> boo
     return True
 
 
-def _may_fragment(sock: socket.socket, family: int, version: int, allowed: bool) -> None:
-    """Let datagrams be cut: IPv4 anywhere on the way, IPv6 here, to what every IPv6 link carries.  Raises OSError."""
-    discover = _PMTUDISC_DONT if allowed else _PMTUDISC_PROBE
+def _may_fragment(sock: socket.socket, version: int, allowed: bool) -> None:
+    """Let IPv4 datagrams be cut on the way.  Raises OSError.
+
+    For IPv6 there is nothing to set: routers never cut, and Linux does not cut what its first link carries.
+    """
     if version == 4:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, discover)
-    elif family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, discover)
-        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU, _IPV6_LEAST_MTU if allowed else 0)
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT if allowed else _PMTUDISC_PROBE)
 
 
 def _ancillary(ancillary: list[tuple[int, int, bytes]], length: int) -> tuple[int, int]:

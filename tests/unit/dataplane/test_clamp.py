@@ -7,7 +7,7 @@ import ipaddress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvpn.dataplane.clamp import clamp, may_be_tcp
+from qvpn.dataplane.clamp import clamp, is_syn
 from tests.unit.dataplane.segments import checksum
 from tests.unit.dataplane.support import FROM_ALICE, FROM_BOB, PLAIN, Pair, ip_packet
 
@@ -60,7 +60,7 @@ def test_the_mss_is_lowered_to_the_path_and_the_checksum_with_it(
         packet = bytes(broken)
     wanted = mtu - (40 if version == 4 else 60)
     data = memoryview(bytearray(packet))
-    assert may_be_tcp(data, 10)
+    assert is_syn(data, 10, len(data))
     changed = clamp(data, 0, len(data), mtu)
     assert changed == (0 < wanted < said)
     assert changed or bytes(data) == packet
@@ -111,6 +111,7 @@ def test_no_bytes_make_it_raise_or_reach_beyond_the_packet(body: bytes, mtu: int
     for version in (4, 6):
         packet = PLAIN + ip_packet(FROM_ALICE[version], FROM_BOB[version], body, protocol=6)
         data = memoryview(bytearray(packet) + b"beyond")
+        is_syn(data[: len(packet)], 10, len(packet))
         clamp(data, 0, len(packet), mtu)
         assert data[len(packet) :] == b"beyond"
 
