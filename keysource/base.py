@@ -202,6 +202,14 @@ class Claiming(Protocol):
         """
 
 
+@runtime_checkable
+class Composed(Protocol):
+    """A source made of others.  Optional: :func:`isinstance` decides."""
+
+    def parts(self) -> dict[str, SourceStatus]:
+        """What each part last said, by its name; empty before the first :meth:`KeySource.status`."""
+
+
 SourceFactory = Callable[[Mapping[str, object], SourceContext], KeySource]
 """What an entry point of ``qvpn.key_sources`` names: a class or function called with the table (without its
 ``type``) and the context.  Raises :class:`~keysource.errors.BadSettings`.  It opens nothing: ``start`` does."""

@@ -14,12 +14,14 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from keysource.base import KeySource
+from keysource.alarm import Alarmed
+from keysource.base import Composed, KeySource, SourceStatus
 from qvpn import __version__, privileged
 from qvpn.config.schema import Config, Peer, Policy
 from qvpn.control.agent import PeerAgent
 from qvpn.control.clockwatch import INTERVAL, ClockWatch, Sight
 from qvpn.control.endpoint import NoAddress, literal, resolve
+from qvpn.control.forecast import lasts, runs_dry
 from qvpn.control.keyfeed import KeyFeed
 from qvpn.control.mistakes import describe
 from qvpn.control.supervisor import SourceKeeper, close_all, start_all
@@ -99,6 +101,7 @@ class Daemon:
             name: SourceKeeper(name, self.config.key_source[name].type, source, self._log)
             for name, source in sources.items()
         }
+        self._dry: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # life
@@ -298,8 +301,45 @@ class Daemon:
         if feed is None or peer.key_source is None:
             return
         status = await feed.poll()
-        self._keepers[peer.key_source].last = status
+        keeper = self._keepers[peer.key_source]
+        keeper.last = status
+        if isinstance(keeper.source, Composed):
+            for name, part in keeper.source.parts().items():
+                self._keepers[name].last = part
         self.agents[peer.name].source_status(status.ready, status.alarm)
+        self._warn_of_a_dry_stock(peer.key_source, status)
+
+    def _rekeys(self, source: str) -> list[float]:
+        """The rekey intervals of the peers that draw from a source, seconds."""
+        return [peer.rekey for peer in self.config.peer if peer.key_source == source]
+
+    def _warn_of_a_dry_stock(self, source: str, status: SourceStatus) -> None:
+        """Once each time that it comes to that."""
+        dry = runs_dry(status.stored_keys, status.key_rate, self._rekeys(source))
+        if dry and source not in self._dry:
+            left = round(lasts(status.stored_keys, self._rekeys(source)) or 0.0)
+            self._log.warning("keys run out", source=source, stored=status.stored_keys, lasts_seconds=left)
+        (self._dry.add if dry else self._dry.discard)(source)
+
+    def order_alarm(self, request: Mapping[str, object]) -> dict[str, object]:
+        """``source``, ``active``, ``reason``: the operator raises or clears an alarm.  Raises ``ValueError``."""
+        name, active, reason = request.get("source"), request.get("active"), request.get("reason")
+        keeper = self._keepers.get(name) if isinstance(name, str) else None
+        if keeper is None or not isinstance(keeper.source, Alarmed):
+            raise ValueError("no such key source; there are: " + (", ".join(sorted(self._keepers)) or "none"))
+        if not isinstance(active, bool) or (active and not isinstance(reason, str)):
+            raise ValueError('"active" is true with a "reason", or false')
+        try:
+            if active:
+                keeper.source.raise_alarm(str(reason))
+            else:
+                keeper.source.clear_alarm()
+        except OSError as error:
+            raise ValueError(f"{keeper.name}: the state folder cannot be written ({error.strerror})") from None
+        self._log.warning("alarm by the operator", source=name, active=active, reason=reason if active else None)
+        for peer in self.config.peer:
+            self._spawn(partial(self._ask_source, peer))
+        return {}
 
     # hooks of the packet path
 
@@ -372,7 +412,7 @@ class Daemon:
                 peer_view(agent, self.site.peers[name], self._plane.stats(name), self._lanes.traffic(name), now)
                 for name, agent in self.agents.items()
             ),
-            key_sources=tuple(source_view(keeper) for keeper in self._keepers.values()),
+            key_sources=tuple(source_view(keeper, self._rekeys(name)) for name, keeper in self._keepers.items()),
             drops=summed(self._plane.drops.nonzero(), self._drops.nonzero(), self._lanes.drops),
             send_errors=summed(self._bind.errors, self._lanes.send_errors),
             lanes=tuple(lane_view(state) for state in self._lanes.states()),

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from keysource.alarm import with_alarm
 from keysource.base import KeySource, SourceContext
 from keysource.errors import BadSettings, KeySourceError
 from keysource.registry import open_source
@@ -93,7 +94,8 @@ def _open_source(config: Config, name: str, made: dict[str, KeySource], within: 
         other=other,
     )
     try:
-        made[name] = open_source(table.type, table.settings, context)
+        source = open_source(table.type, table.settings, context)
+        made[name] = with_alarm(source, name, config.path(config.site.state))
         return made[name]
     except BadSettings as error:
         raise source_error(config, name, error) from None
@@ -203,7 +205,11 @@ async def _serve(daemon: Daemon, listener: socket.socket) -> None:
         daemon.stop_wanted.set()
         return {}
 
-    control = ControlServer(listener, {"status": lambda: {"status": daemon.snapshot().to_json()}, "stop": stop})
+    commands: dict[str, Callable[[], dict[str, object]]] = {
+        "status": lambda: {"status": daemon.snapshot().to_json()},
+        "stop": stop,
+    }
+    control = ControlServer(listener, commands, {"alarm": daemon.order_alarm})
     await control.start()
     starting = loop.create_task(daemon.start())
     wanted = loop.create_task(daemon.stop_wanted.wait())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qvpn.control.agent import PeerAgent
+from qvpn.control.forecast import lasts
 from qvpn.control.pathprobe import PathProber
 from qvpn.control.supervisor import SourceKeeper
 from qvpn.dataplane.plane import tunnel_mtu
@@ -125,8 +128,8 @@ def _epoch_view(handshake: Snapshot, traffic: PeerTraffic, now: float) -> EpochV
     )
 
 
-def source_view(keeper: SourceKeeper) -> SourceView:
-    """One key source, as it last said; while it is not open, why."""
+def source_view(keeper: SourceKeeper, rekeys: Sequence[float] = ()) -> SourceView:
+    """One key source, as it last said; while it is not open, why.  ``rekeys`` are the intervals of its peers."""
     status = keeper.last
     return SourceView(
         name=keeper.name,
@@ -141,4 +144,5 @@ def source_view(keeper: SourceKeeper) -> SourceView:
         qber=status.qber,
         alarm=status.alarm,
         restarts=keeper.restarts + status.restarts,
+        lasts=lasts(status.stored_keys, rekeys),
     )

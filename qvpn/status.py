@@ -154,6 +154,8 @@ class SourceView:
     alarm: str | None
     restarts: int
     """How often it was opened again, or its process (``simulated``) started again."""
+    lasts: float | None = None
+    """Seconds that the stored keys last at the peers' rekey intervals when none arrives; None where none can tell."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """The control socket: how ``qvpn status`` and ``qvpn down`` talk to a running daemon.
 
 A Unix stream socket, 0600, and only for the daemon's own user and root (SO_PEERCRED).  One request and one answer per
-connection, each a JSON object on one line: ``{"do": "status"}`` or ``{"do": "stop"}``; the answer has ``ok``, and
-``status`` or ``error``.
+connection, each a JSON object on one line: ``{"do": "status"}``, ``{"do": "stop"}``, or ``{"do": "alarm", "source":
+NAME, "active": true, "reason": TEXT}``; the answer has ``ok``, and ``status`` or ``error``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from qvpn import privileged
@@ -32,11 +32,18 @@ class NotRunning(UapiError):
 
 
 class ControlServer:
-    """Answers requests until closed.  ``commands`` gives for each ``do`` the function that answers."""
+    """Answers requests until closed.  ``commands`` gives for each ``do`` the function that answers; those of
+    ``orders`` get the request, and refuse it by ``ValueError`` with a sentence."""
 
-    def __init__(self, listener: socket.socket, commands: dict[str, Callable[[], Answer]]) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        commands: dict[str, Callable[[], Answer]],
+        orders: dict[str, Callable[[Answer], Answer]] | None = None,
+    ) -> None:
         self._listener = listener
         self._commands = commands
+        self._orders = orders or {}
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -75,14 +82,20 @@ class ControlServer:
             name = request["do"]
         except (ValueError, KeyError, TypeError, RecursionError):
             return {"ok": False, "error": 'a request is a JSON object with "do"'}
+        if isinstance(name, str) and name in self._orders:
+            try:
+                return {"ok": True, **self._orders[name](request)}
+            except ValueError as error:
+                return {"ok": False, "error": str(error)}
         command = self._commands.get(name) if isinstance(name, str) else None
         if command is None:
-            return {"ok": False, "error": "unknown request; there are: " + ", ".join(sorted(self._commands))}
+            known = sorted({*self._commands, *self._orders})
+            return {"ok": False, "error": "unknown request; there are: " + ", ".join(known)}
         return {"ok": True, **command()}
 
 
-def ask(path: Path, request: str, *, timeout: float = TIMEOUT) -> Answer:
-    """Send one request to a daemon and wait for its answer.
+def ask(path: Path, request: str, more: Mapping[str, object] | None = None, *, timeout: float = TIMEOUT) -> Answer:
+    """Send one request (with ``more`` fields) to a daemon and wait for its answer.
 
     Raises:
         NotRunning: no daemon listens there.
@@ -90,7 +103,7 @@ def ask(path: Path, request: str, *, timeout: float = TIMEOUT) -> Answer:
     """
     try:
         with privileged.connect_control(path, timeout) as connection:
-            connection.sendall(json.dumps({"do": request}).encode() + b"\n")
+            connection.sendall(json.dumps({"do": request, **(more or {})}).encode() + b"\n")
             with connection.makefile("rb") as lines:
                 line = lines.readline(MAX_LINE)
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):

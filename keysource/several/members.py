@@ -54,6 +54,7 @@ class Member:
     """The peer's name there, where it is not the one of the whole."""
     ready: bool = True
     """By its last status."""
+    last: SourceStatus | None = None
 
     def peer(self, peer_sae: str) -> str:
         return self.peer_sae or peer_sae
@@ -94,6 +95,9 @@ class Several:
     def sae_pair(self, peer_sae: str) -> SaePair:
         return SaePair(self.settings.sae, peer_sae)
 
+    def parts(self) -> dict[str, SourceStatus]:
+        return {member.name: member.last for member in self.members if member.last is not None}
+
     def claim(self) -> bytes:
         """Version, which members are ready here (bit 0 the first), then each member's claim with its length."""
         ready = sum(1 << place for place, member in enumerate(self.members) if member.ready)
@@ -123,7 +127,7 @@ class Several:
                 status = await member.source.status(member.peer(peer_sae))
             except KeySourceError as error:
                 status = SourceStatus(False, str(error))
-            member.ready = status.ready
+            member.ready, member.last = status.ready, status
             found.append(status)
         return found
 

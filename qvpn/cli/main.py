@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from qvpn import __version__
-from qvpn.cli import bench, init, keys, run, show
+from qvpn.cli import alarm, bench, init, keys, run, show
 from qvpn.cli.output import FAILED, complain
 from qvpn.config.errors import ConfigError
 from qvpn.privileged import PrivilegedError
@@ -63,6 +63,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(bench.bench)
+app.add_typer(alarm.alarm)
 
 
 def execute(arguments: Sequence[str]) -> int:

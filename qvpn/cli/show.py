@@ -30,7 +30,7 @@ def status(
     ] = False,
 ) -> None:
     """Show peers, epochs, key sources and counters of running daemons."""
-    sites = [_site(path) for path in _sockets(file)]
+    sites = [_site(path) for path in control_sockets(file)]
     if json:
         print(json_text.dumps(sites[0] if file is not None else {"schema": SCHEMA, "sites": sites}, indent=2))
         return
@@ -39,12 +39,13 @@ def status(
 
 def down(file: OptionalFile = None) -> None:
     """Stop running daemons in order: peers are told, keys erased."""
-    for path in _sockets(file):
+    for path in control_sockets(file):
         uapi.ask(path, "stop")
         _wait_for_end(path)
 
 
-def _sockets(file: Path | None) -> list[Path]:
+def control_sockets(file: Path | None) -> list[Path]:
+    """Of the daemon of that file, else of every daemon of this user."""
     if file is not None:
         config = parse_config(privileged.read_public(file), file)
         return [config.path(config.site.state) / "control.sock"]
@@ -142,7 +143,8 @@ def _show_source(source: dict[str, Any]) -> list[str]:
     state = "ready" if source["ready"] else f"not ready: {source['reason']}"
     facts = [f"origin {source['origin'] or 'unknown'}", f"hop {source['hop']}"]
     if source["stored_keys"] is not None:
-        facts.append(f"{source['stored_keys']} keys stored")
+        lasts = "" if source["lasts"] is None else f", {_span(source['lasts'])} at this rekey rate"
+        facts.append(f"{source['stored_keys']} keys stored{lasts}")
     if source["key_rate"] is not None:
         facts.append(f"{source['key_rate']:.2f} keys/s")
     if source["qber"] is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import qvpn
+from keysource.registry import available
 from qvpn import privileged
 from qvpn.cli.main import execute
 from qvpn.config import identity
@@ -296,7 +297,8 @@ def test_check_of_a_file_that_is_not_there(tmp_path: Path, capfd: pytest.Capture
         (
             lambda folder: edit(folder, 'type = "file"', 'type = "flie"'),
             "{file}: [key_source.courier] type: unknown key source type 'flie'; installed are: "
-            "etsi014, file, simulated\n",
+            + ", ".join(available())
+            + "\n",
         ),
         (
             lambda folder: edit(folder, 'rekey = "60s"', 'rekey = "60s"\nsuites = [3]'),

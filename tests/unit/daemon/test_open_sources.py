@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from keysource.alarm import AlarmedClaiming
 from keysource.several.combine import CombineSource
 from qvpn.config.errors import ConfigError
 from qvpn.config.load import parse_config
@@ -46,7 +47,8 @@ def opened(text: str) -> dict[str, object]:
 
 def test_the_parts_are_the_sources_of_their_own_tables_each_made_once() -> None:
     made = opened(SITE)
-    both = made["both"]
+    assert isinstance(made["both"], AlarmedClaiming)
+    both = made["both"].source
     assert isinstance(both, CombineSource)
     assert [member.source for member in both.members] == [made["stick"], made["device"]]
     assert set(made) == {"both", "stick", "device"}

@@ -1,0 +1,92 @@
+"""``qvpn alarm`` at a running pair of daemons, the warning of a dry stock, and the status of a source's parts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keysource.alarm import with_alarm
+from tests.unit.daemon.conftest import BoxSource
+
+Play = Callable[..., None]
+
+
+def armed(world: Any, folder: Path) -> None:
+    world.make("alice", source=with_alarm(BoxSource(world.box, "alice"), "box", folder))
+
+
+def test_an_operators_alarm_blocks_at_once_and_its_end_heals(play: Play, tmp_path: Path) -> None:
+    async def story(world: Any) -> None:
+        armed(world, tmp_path)
+        await world.start()
+        await world.up()
+        world.daemons["alice"].order_alarm({"source": "box", "active": True, "reason": "QBER at the box"})
+        await world.until(lambda: world.state("alice") == "blocked", within=1.0)
+        assert await world.send("alice", 5) == 0
+        [source] = world.status("alice")["key_sources"]
+        assert (source["ready"], source["alarm"]) == (False, "raised by the operator: QBER at the box")
+        await asyncio.sleep(60)
+        assert world.state("alice") == "blocked"
+        world.daemons["alice"].order_alarm({"source": "box", "active": False})
+        await world.up(within=60)
+        assert await world.send("alice", 5) == 5
+
+    play(story, more='on_alarm = "block-now"')
+
+
+def test_with_finish_epoch_it_ends_at_the_hard_end(play: Play, tmp_path: Path) -> None:
+    async def story(world: Any) -> None:
+        armed(world, tmp_path)
+        await world.start()
+        await world.up()
+        world.daemons["alice"].order_alarm({"source": "box", "active": True, "reason": "x"})
+        await asyncio.sleep(5)
+        assert world.state("alice") == "qkd"
+        await asyncio.sleep(35)
+        assert world.state("alice") == "blocked"
+
+    play(story)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"source": "nobody", "active": True, "reason": "x"},
+        {"source": "box", "active": "yes", "reason": "x"},
+        {"source": "box", "active": True},
+        {"source": "box", "active": True, "reason": "a\nb"},
+    ],
+)
+def test_a_wrong_order_is_refused_with_a_sentence(play: Play, tmp_path: Path, request_: dict[str, object]) -> None:
+    async def story(world: Any) -> None:
+        armed(world, tmp_path)
+        await world.start()
+        with pytest.raises(ValueError, match="no such key source|active|printable"):
+            world.daemons["alice"].order_alarm(request_)
+
+    play(story)
+
+
+def test_a_stock_that_runs_dry_is_warned_of_once(play: Play) -> None:
+    async def story(world: Any) -> None:
+        await world.start()
+        await world.up()
+        source = world.sources["alice"]
+        whole = source.status
+
+        async def few(peer_sae: str) -> Any:
+            return replace(await whole(peer_sae), stored_keys=7)
+
+        source.status = few
+        await asyncio.sleep(60)
+        [warning] = world.events("alice", "keys run out")
+        assert (warning["source"], warning["stored"], warning["lasts_seconds"]) == ("box", 7, 70)
+        assert world.status("alice")["key_sources"][0]["lasts"] == 70
+
+    play(story)
