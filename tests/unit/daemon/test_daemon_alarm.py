@@ -67,7 +67,7 @@ def test_a_wrong_order_is_refused_with_a_sentence(play: Play, tmp_path: Path, re
     async def story(world: Any) -> None:
         armed(world, tmp_path)
         await world.start()
-        with pytest.raises(ValueError, match="no such key source|active|printable"):
+        with pytest.raises(ValueError, match=r"no such key source|active|printable"):
             world.daemons["alice"].order_alarm(request_)
 
     play(story)
