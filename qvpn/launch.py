@@ -13,12 +13,13 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from keysource.alarm import with_alarm
 from keysource.base import KeySource, SourceContext
+from keysource.doctor import examine
 from keysource.errors import BadSettings, KeySourceError
 from keysource.registry import open_source
 from qvpn import privileged
@@ -71,6 +72,41 @@ def open_sources(site: SiteFiles) -> dict[str, KeySource]:
     return made
 
 
+def doctor(file: Path) -> dict[str, list[dict[str, str]]]:
+    """What :mod:`keysource.doctor` finds about every key source, by name.  Raises ConfigError."""
+    site = load_site(file)
+    sources = open_sources(site)
+    found = {}
+    for name, table in site.config.key_source.items():
+        if table.type in ("failover", "combine"):
+            continue  # its parts stand in tables of their own
+        peers = _peers_at(site.config, name)
+        findings = asyncio.run(examine(table.settings, _context(site.config, name), sources[name], peers))
+        found[name] = [asdict(finding) for finding in findings]
+    return found
+
+
+def _peers_at(config: Config, name: str) -> list[str]:
+    """What the peers that draw from a source, alone or as a part of another, are called there."""
+    found = [peer.sae for peer in config.peer if peer.key_source == name]
+    for whole, table in config.key_source.items():
+        if table.type in ("failover", "combine") and name in table.settings.get("sources", ()):
+            renamed = table.settings.get("peer_sae", {}).get(name)
+            found += [renamed] if renamed else [peer.sae for peer in config.peer if peer.key_source == whole]
+    return found
+
+
+def _context(config: Config, name: str) -> SourceContext:
+    return SourceContext(
+        name=name,
+        base=config.folder,
+        state=config.path(config.site.state),
+        site=config.site.name,
+        read_file=_reader(privileged.read_public),
+        read_secret=_reader(privileged.read_secret),
+    )
+
+
 def _open_source(config: Config, name: str, made: dict[str, KeySource], within: tuple[str, ...]) -> KeySource:
     """The source of that table, made once.  ``within`` are the sources that are being made of it."""
 
@@ -84,15 +120,7 @@ def _open_source(config: Config, name: str, made: dict[str, KeySource], within: 
     if name in made:
         return made[name]
     table = config.key_source[name]
-    context = SourceContext(
-        name=name,
-        base=config.folder,
-        state=config.path(config.site.state),
-        site=config.site.name,
-        read_file=_reader(privileged.read_public),
-        read_secret=_reader(privileged.read_secret),
-        other=other,
-    )
+    context = replace(_context(config, name), other=other)
     try:
         source = open_source(table.type, table.settings, context)
         made[name] = with_alarm(source, name, config.path(config.site.state))

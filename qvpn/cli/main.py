@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from qvpn import __version__
-from qvpn.cli import alarm, bench, init, keys, run, show
+from qvpn.cli import alarm, bench, doctor, init, keys, run, show
 from qvpn.cli.output import FAILED, complain
 from qvpn.config.errors import ConfigError
 from qvpn.privileged import PrivilegedError
@@ -56,6 +56,7 @@ for command in (
     keys.pubkey,
     keys.genpsk,
     run.check,
+    doctor.doctor,
     run.up,
     show.status,
     show.down,

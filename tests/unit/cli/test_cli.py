@@ -438,3 +438,16 @@ def test_status_text_of_a_site(capfd: pytest.CaptureFixture[str], monkeypatch: p
         assert text in out
     code, out, _ = run(capfd, "status", "--json")
     assert json.loads(out) == {"schema": 1, "sites": [{"schema": 1, **json.loads(json.dumps(site.to_json()))}]}
+
+
+def test_the_doctor_looks_at_every_source(capfd: pytest.CaptureFixture[str], sites: Path) -> None:
+    (sites / "alice/state").mkdir(mode=0o700, exist_ok=True)
+    code, out, err = run(capfd, "doctor", sites / "alice/qvpn.toml")
+    assert (code, err) == (0, "")
+    assert out.startswith("key source courier\n  fine    keys for the peer: ready")
+    (sites / "alice/courier.keys").unlink()
+    code, out, err = run(capfd, "doctor", sites / "alice/qvpn.toml", "--json")
+    assert (code, err) == (1, "")
+    [finding] = json.loads(out)["courier"]
+    assert finding["state"] == "wrong"
+    assert "courier.keys" in finding["said"]
