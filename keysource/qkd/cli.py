@@ -23,6 +23,7 @@ from keysource.qkd.optics.attacks import ATTACKS
 from keysource.qkd.optics.weather import WEATHERS
 from keysource.qkd.presets import PRESETS
 from keysource.qkd.ratecli import rate
+from keysource.qkd.records import ASSUMPTIONS
 from keysource.settings import Address
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -127,6 +128,29 @@ def status(file: File, as_json: AsJson = False) -> None:
         print(json.dumps(answer))
     else:
         _print(answer)
+
+
+@app.command()
+def record(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Gets alice/N.settings and bob/N.detections.")],
+    preset: Annotated[str, typer.Option(help="See qvpn-qkd presets.")] = "demo",
+    blocks: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 1,
+    first: Annotated[int, typer.Option(min=0, help="Number of the first: the link's next block.")] = 0,
+) -> None:
+    """Record simulated blocks, as a pair of devices would; front_end = "recorded" plays them."""
+    from keysource.qkd.recorder import record_blocks
+
+    if preset not in PRESETS:
+        _fail(f"--preset {preset}: none of {', '.join(PRESETS)}", 2)
+    for file in record_blocks(folder, PRESETS[preset], range(first, first + blocks)):
+        print(file)
+
+
+@app.command()
+def assumptions() -> None:
+    """What a device must promise before its records are worth distilling."""
+    for sentence in ASSUMPTIONS:
+        print(f"- {sentence}")
 
 
 @app.command()

@@ -17,6 +17,8 @@
     state = "state"                   # folder, 0700; never restore it from a backup
     socket = "device.sock"            # the device socket
     monitor = "photocurrent"          # right only: none | photocurrent | efficiency | both; guards of Bob's detectors
+    front_end = "fibre"               # fibre | recorded | live: where settings and detections come from
+    records = "runs"                  # recorded: folder; live: the device's socket (engine.frontends)
     control = "eve.sock"              # left with spawn_fibre, or fibre: where Eve is switched; default in `state`
 
 A fibre process of its own has ``version, role, listen, preset, pace, control, key`` (``fibre.key``, 32 bytes, made by
@@ -50,6 +52,7 @@ def _preset(text: str) -> str:
 PresetName = Annotated[str, AfterValidator(_preset)]
 LinkName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Pace = Literal["realtime", "fast"]
+FrontEndName = Literal["fibre", "recorded", "live"]
 
 
 _OF_OWN_FIBRE = ("pace", "control")
@@ -82,6 +85,8 @@ class EndSettings(_Table):
     socket: str
     control: str | None = None
     monitor: Monitor = "photocurrent"
+    front_end: FrontEndName = "fibre"
+    records: str | None = None
 
 
 class FibreSettings(_Table):
@@ -114,6 +119,9 @@ class EndConfig:
     control: Path | None
     """None where the default path is too long for a unix socket."""
     monitor: Monitor = "photocurrent"
+    front_end: FrontEndName = "fibre"
+    records: Path | None = None
+    """Set where ``front_end`` is not the fibre."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +169,10 @@ def _resolve(table: EndSettings, path: Path, base: Path) -> EndConfig:
             raise LinkSettings(f'{path}: top level, key "{key}": has no effect at role "{table.role}"; take it out')
     if left and not table.spawn_fibre:
         _refuse_fibre_settings(table, path)
+    device = table.front_end != "fibre"
+    if device != (table.records is not None):
+        need = f'front_end "{table.front_end}" ' + ("needs it" if device else "has no records")
+        raise LinkSettings(f'{path}: top level, key "records": {need}')
     classical = Address.parse(given)
     state = base / table.state
     return EndConfig(
@@ -168,7 +180,7 @@ def _resolve(table: EndSettings, path: Path, base: Path) -> EndConfig:
         name=table.name,
         classical=classical,
         fibre=Address.parse(table.fibre) if table.fibre else classical.next_port(),
-        spawn_fibre=left and table.spawn_fibre,
+        spawn_fibre=left and table.spawn_fibre and not device,
         preset=table.preset,
         pace=table.pace,
         owner=table.owner,
@@ -177,6 +189,8 @@ def _resolve(table: EndSettings, path: Path, base: Path) -> EndConfig:
         socket=base / table.socket,
         control=base / table.control if table.control else _short(state / "eve.sock"),
         monitor=table.monitor,
+        front_end=table.front_end,
+        records=None if table.records is None else base / table.records,
     )
 
 

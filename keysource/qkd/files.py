@@ -40,7 +40,7 @@ def create_private(path: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -50,7 +50,7 @@ def write_private(path: Path, data: bytes) -> None:
         new.unlink()
     create_private(new, data)
     new.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def lock_folder(folder: Path) -> int:
@@ -72,7 +72,7 @@ def lock_folder(folder: Path) -> int:
     return descriptor
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

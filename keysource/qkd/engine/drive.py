@@ -9,9 +9,8 @@ from typing import Any
 from keysource.qkd.distill.party import Answer, Fly, Keep, Outcome, Party, Receive, Send, Step, Steps
 from keysource.qkd.distill.wire import Frame, Kind
 from keysource.qkd.engine.channel import Channel
-from keysource.qkd.engine.hardware import Hardware
+from keysource.qkd.engine.frontends import Flown, FrontEnd
 from keysource.qkd.errors import PeerLost
-from keysource.qkd.optics.sampler import Detections
 
 _LIGHT = (Kind.ASK, Kind.PARITY, Kind.READY)
 """Frames whose answer is worked out at once; the others are worth a thread, so that the device socket goes on."""
@@ -20,7 +19,7 @@ _WATCH = 0.5
 
 
 async def drive(
-    party: Party, channel: Channel, hardware: Hardware, keep: Callable[[list[bytes]], None], patience: float
+    party: Party, channel: Channel, hardware: FrontEnd, keep: Callable[[list[bytes]], None], patience: float
 ) -> Outcome:
     """Run a block to its outcome.  ``patience``: seconds for the pulses.
 
@@ -48,7 +47,7 @@ async def drive(
                 keep(tickets)
 
 
-async def _fly(flight: Coroutine[Any, Any, Detections | None], channel: Channel) -> Detections | None:
+async def _fly(flight: Coroutine[Any, Any, Flown], channel: Channel) -> Flown:
     """Wait for the pulses, but not for a peer that is gone."""
     task = asyncio.create_task(flight)
     try:

@@ -18,6 +18,7 @@ from keysource.qkd.config import EndConfig
 from keysource.qkd.distill.party import Outcome, Terms
 from keysource.qkd.distill.wire import Reason
 from keysource.qkd.engine.control import Control
+from keysource.qkd.engine.frontends import FrontEnd, Live, Recorded
 from keysource.qkd.engine.hardware import Hardware
 from keysource.qkd.engine.hello import AgreedTerms
 from keysource.qkd.errors import StateLost
@@ -72,7 +73,10 @@ class LinkEnd:
         )
         self.device = LinkDevice(config.socket, info, self._taken, self.max_keys)
         key, test = self.state.link_key(b"fibre"), config.monitor in ("efficiency", "both")
-        self.hardware = Hardware(config.end, config.fibre, key, digest, test=test)
+        self.hardware: FrontEnd = Hardware(config.end, config.fibre, key, digest, test=test)
+        if config.records is not None:
+            front = Recorded if config.front_end == "recorded" else Live
+            self.hardware = front(config.end, config.records)
         self.control = Control(config.state / "status.sock", self._command)
         self.held: set[int] = set()
         self.ledger = Ledger()

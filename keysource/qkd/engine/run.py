@@ -22,6 +22,7 @@ from keysource.qkd.engine.session import alice_session, bob_session, greet_alice
 from keysource.qkd.errors import BadFrame, Fatal, LinkError, LinkSettings, PeerLost
 from keysource.qkd.files import read_private
 from keysource.qkd.presets import PRESETS
+from keysource.qkd.records import ASSUMPTIONS
 
 log = structlog.get_logger("qkd.run")
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 2.0
@@ -54,6 +55,9 @@ async def _end(config: EndConfig) -> None:
         keys_per_block=link.keys_per_block,
         warning="SIMULATED: no quantum security",
     )
+    if config.records is not None:
+        for sentence in ASSUMPTIONS:
+            log.warning("assumed of the device, checked by nothing", assumption=sentence)
     try:
         async with asyncio.TaskGroup() as group:
             if config.spawn_fibre:
