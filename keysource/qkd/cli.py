@@ -22,12 +22,13 @@ from keysource.qkd.errors import LinkSettings
 from keysource.qkd.optics.attacks import ATTACKS
 from keysource.qkd.optics.weather import WEATHERS
 from keysource.qkd.presets import PRESETS
-from keysource.qkd.ratecli import rate
+from keysource.qkd.ratecli import rate, repeater
 from keysource.qkd.records import ASSUMPTIONS
 from keysource.settings import Address
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.command()(rate)
+app.command()(repeater)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The configuration of one end or the fibre, TOML.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object and nothing else.")]
 

@@ -1,4 +1,4 @@
-"""``qvpn-qkd rate``: secret bits per pulse against distance."""
+"""``qvpn-qkd rate`` and ``repeater``: secret bits against distance."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +18,7 @@ from keysource.qkd.optics.model import Optics, Recovery
 from keysource.qkd.presets import PRESETS
 from keysource.qkd.rates.curves import ANALYSES, Curve, claim, plot
 from keysource.qkd.rates.finite import Decoy, Security
+from keysource.qkd.repeaters import Chain, direct, trusted_chain
 
 _GYS = Optics(Decoy(0.48, 0.05, 0.5), 0.5**0.5, 0.0, 0.21, 0.045, 0.85e-6, 0.033, 2e6)
 _RUSCA = Optics(Decoy(0.5, 0.15, 0.7), 0.9, 0.0, 0.2, 0.5, 5e-9, 0.01, 1e9, Recovery(dead_time=100e-9))
@@ -81,6 +83,39 @@ def rate(
     table = Table("km", *(f"{name}\n[dim]{claim(name)}[/dim]" for name in wanted), title=f"{link}: bits per pulse")
     for i, km in enumerate(kms):
         table.add_row(f"{km:g}", *(f"{row[i][0]:.5g}" if row[i][0] else "-" for row in found))
+    Console().print(table)
+
+
+def repeater(
+    end: Annotated[float, typer.Option("--to", min=10.0, max=5000.0, help="km")] = 1000.0,
+    step: Annotated[float, typer.Option(min=1.0, help="km")] = 100.0,
+    links: Annotated[int, typer.Option(min=1, max=64, help="Elementary links of the chain.")] = 8,
+    memories: Annotated[int, typer.Option(min=1, max=1_000_000, help="Per link, trying in parallel.")] = 1000,
+    efficiency: Annotated[float, typer.Option(min=0.01, max=1.0, help="Memory to detector.")] = 0.9,
+    fidelity: Annotated[float, typer.Option(min=0.25, max=1.0, help="Of a fresh pair.")] = 0.995,
+    t2: Annotated[float, typer.Option(min=1e-9, help="Dephasing time of a memory, seconds.")] = 10.0,
+    pairs: Annotated[int, typer.Option(min=10, max=1_000_000, help="Simulated end-to-end pairs per point.")] = 2000,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object and nothing else.")] = False,
+    picture: Annotated[Path | None, typer.Option("--plot", help="Write a plot (.png, .svg, .pdf).")] = None,
+) -> None:
+    """Secret bits per second: a chain of repeaters (simulated) beside what no direct transmission passes (1 GHz)."""
+    kms = [step * (i + 1) for i in range(int(end / step + 1e-9))]
+    nature = np.random.default_rng()
+    chains = [Chain(km, links, efficiency, fidelity, t2, parallel=memories) for km in kms]
+    columns = {
+        f"chain of {links}": [chain.key_rate(pairs, nature) for chain in chains],
+        "direct, at most (PLOB)": [direct(km, 1e9) for km in kms],
+        f"{links - 1} trusted nodes, at most": [trusted_chain(km, links, 1e9) for km in kms],
+    }
+    if picture is not None:
+        curves = [(name, kms, rates) for name, rates in columns.items()]
+        plot(curves, picture, "repeaters, direct transmission, trusted nodes", "secret bits per second")
+    if as_json:
+        print(json.dumps({"km": kms, "rates": columns}))
+        return
+    table = Table("km", *columns, title="secret bits per second; trusted nodes see every key")
+    for i, km in enumerate(kms):
+        table.add_row(f"{km:g}", *(f"{rates[i]:.4g}" if rates[i] else "-" for rates in columns.values()))
     Console().print(table)
 
 

@@ -99,7 +99,9 @@ def claim(analysis: str) -> str:
     return "upper bound" if analysis in BOUNDS else "infinitely many pulses"
 
 
-def plot(curves: list[tuple[str, list[float], list[float]]], path: Path, title: str) -> None:
+def plot(
+    curves: list[tuple[str, list[float], list[float]]], path: Path, title: str, unit: str = "secret bits per pulse"
+) -> None:
     """(label, km, bits per pulse) each.  Raises :class:`LinkSettings` without matplotlib or where it cannot write."""
     try:
         from matplotlib.figure import Figure
@@ -111,7 +113,7 @@ def plot(curves: list[tuple[str, list[float], list[float]]], path: Path, title: 
         shown = [(km, rate) for km, rate in zip(kms, rates, strict=True) if 0.0 < rate < float("inf")]
         axes.semilogy([km for km, _rate in shown], [rate for _km, rate in shown], label=label)
     axes.set_xlabel("fibre in km")
-    axes.set_ylabel("secret bits per pulse")
+    axes.set_ylabel(unit)
     axes.set_title(title)
     axes.grid(visible=True, which="major", alpha=0.4)
     axes.legend()
