@@ -17,6 +17,7 @@
     state = "state"                   # folder, 0700; never restore it from a backup
     socket = "device.sock"            # the device socket
     monitor = "photocurrent"          # right only: none | photocurrent | efficiency | both; guards of Bob's detectors
+    error_limit = 1e-3                # the link stops before the errors of all its blocks together pass this
     front_end = "fibre"               # fibre | recorded | live: where settings and detections come from
     records = "runs"                  # recorded: folder; live: the device's socket (engine.frontends)
     control = "eve.sock"              # left with spawn_fibre, or fibre: where Eve is switched; default in `state`
@@ -87,6 +88,7 @@ class EndSettings(_Table):
     monitor: Monitor = "photocurrent"
     front_end: FrontEndName = "fibre"
     records: str | None = None
+    error_limit: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-3
 
 
 class FibreSettings(_Table):
@@ -122,6 +124,7 @@ class EndConfig:
     front_end: FrontEndName = "fibre"
     records: Path | None = None
     """Set where ``front_end`` is not the fibre."""
+    error_limit: float = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +193,7 @@ def _resolve(table: EndSettings, path: Path, base: Path) -> EndConfig:
         control=base / table.control if table.control else _short(state / "eve.sock"),
         monitor=table.monitor,
         front_end=table.front_end,
+        error_limit=table.error_limit,
         records=None if table.records is None else base / table.records,
     )
 

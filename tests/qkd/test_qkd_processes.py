@@ -15,6 +15,7 @@ from qkd_lab import LinkLab, until
 
 from keysource.base import Origin
 from keysource.device.client import DeviceClient
+from keysource.errors import KeySourceError
 from keysource.qkd.distill.wire import Kind
 from keysource.qkd.engine.control import ask
 
@@ -112,6 +113,33 @@ async def test_blinding_is_caught_by_the_monitor_alone_and_a_link_without_one_go
         await ask(socket, {"attack": "none"})
         await lab.blocks(1)
         assert not lab.clients["alice"].alarms and not lab.clients["bob"].alarms
+
+
+async def test_a_used_up_error_budget_stops_the_link_also_after_a_restart(tmp_path: Path) -> None:
+    async with LinkLab(tmp_path) as lab:
+        file = lab.file("alice")
+        file.write_text(file.read_text() + "error_limit = 2.5e-9\n")
+        await lab.start()
+        lab.attach()
+        await until(lambda: "error budget" in lab.words() or len(lab.common()) >= 2, 60, lab.words)
+        for again in (False, True):
+            if again:
+                await lab.kill("alice")
+                await lab.start("alice")
+            async with asyncio.timeout(30):
+                while "error budget of 2.5e-09 is used up" not in await reason(lab):
+                    await asyncio.sleep(0.1)
+        status = await lab.status("alice")
+        assert status["next_block"] == 2 and status["error_budget_used"] <= status["error_budget"] == 2.5e-9
+        assert len(lab.common()) <= 2
+
+
+async def reason(lab: LinkLab) -> str:
+    """What Alice says of herself, "" while she starts."""
+    try:
+        return str((await lab.status("alice"))["reason"])
+    except KeySourceError:
+        return ""
 
 
 async def test_a_storm_costs_blocks_and_calm_weather_brings_them_back(tmp_path: Path) -> None:

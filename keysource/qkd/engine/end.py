@@ -15,6 +15,7 @@ from keysource.device.messages import DeviceInfo
 from keysource.device.server import DeviceServer
 from keysource.errors import KeySourceError
 from keysource.qkd.config import EndConfig
+from keysource.qkd.distill.mac import TAGS
 from keysource.qkd.distill.party import Outcome, Terms
 from keysource.qkd.distill.wire import Reason
 from keysource.qkd.engine.control import Control
@@ -31,6 +32,8 @@ from keysource.qkd.rates.finite import DELIVERING
 
 log = structlog.get_logger("qkd.link")
 _FIRST_PAUSE = 0.25
+_FORGERY = 8.0 * 2.0**32 / 2.0**106
+"""Of a tag over a transcript of at most 64 GiB."""
 _RATE_WINDOW = 30.0
 _ALARMS = {
     Reason.SHORT: "device",
@@ -82,7 +85,6 @@ class LinkEnd:
         self.ledger = Ledger()
         self.passed = self.failed = 0
         self.failures_in_a_row = 0
-        self.epsilon = 0.0
         self.qber: float | None = None
         self.session_up = False
         self.trouble = "the other end was not reached yet"
@@ -97,6 +99,13 @@ class LinkEnd:
     @property
     def end(self) -> End:
         return self.config.end
+
+    @property
+    def block_error(self) -> float:
+        """Secrecy, correctness and authentication of one block.  Block numbers are on disk and never come back, so
+        their count bounds what the link's keys add up to, whatever crashed; blocks that gave nothing count too."""
+        security = self.preset.security
+        return security.secrecy + security.correctness + TAGS * _FORGERY
 
     @property
     def keys_per_block(self) -> int:
@@ -129,6 +138,9 @@ class LinkEnd:
         """What a new block lacks at this end, None where nothing."""
         if not self.hardware.ready:
             return self.hardware.trouble
+        if (self.state.next_block + 1) * self.block_error > self.config.error_limit:
+            limit = f"{self.config.error_limit:.3g} is used up after {self.state.next_block} blocks"
+            return f"the error budget of {limit}: the link stops; make a new pad (qvpn-qkd pair)"
         if self.device.room() < self.keys_per_block:
             return "the stock is full, nobody takes the keys: the link sleeps"
         return None
@@ -158,7 +170,6 @@ class LinkEnd:
         """Count a block and deliver what it gave.  ``now`` in seconds of a steady clock."""
         self.ledger.add(outcome.ledger)
         self.qber = outcome.qber if outcome.qber is not None else self.qber
-        self.epsilon += outcome.forgery
         if outcome.reason is None:
             self._deliver(outcome, now)
         else:
@@ -177,7 +188,6 @@ class LinkEnd:
         self.show()
 
     def _deliver(self, outcome: Outcome, now: float) -> None:
-        self.epsilon += self.preset.security.secrecy + self.preset.security.correctness
         self.passed += 1
         self.failures_in_a_row = self._verify_failures = 0
         if self._last_passed is not None:
@@ -295,7 +305,8 @@ class LinkEnd:
             "blocks_failed": self.failed,
             "tickets_left": self.state.tickets_left,
             "tickets_spent": self.state.spent,
-            "error_budget_used": self.epsilon,
+            "error_budget_used": self.state.next_block * self.block_error,
+            "error_budget": self.config.error_limit,
             "proof": DELIVERING,
             "monitor": self.config.monitor,
             "ledger": self.ledger.as_dict(),
