@@ -150,3 +150,19 @@ def test_mixed_traffic_arrives_as_it_was_sent_and_in_order(pair: Pair, seed: int
     assert [without_id(packet) for packet in cut(written)] == [without_id(packet) for packet in cut(packets)]
     assert len(calls) == pair.alice.plane.stats("bob").sent_records
     assert pair.bob.plane.stats("alice").drops == {}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("takes", [True, False])
+def test_a_kernel_without_udp_segmentation_gets_a_superpacket_in_packets(
+    pair: Pair, version: int, takes: bool
+) -> None:
+    """Its peer's kernel may well make some; so may it itself when only a part of one arrives."""
+    big = Big(FROM_ALICE[version], FROM_BOB[version], random.Random(3).randbytes(700 * 9 + 13), 700, protocol=UDP)
+    pair.bob.tun.merges_udp = takes
+    written = send(pair, [big.virtio()])
+    assert cut(written) == big.segments()
+    assert len(written) == (1 if takes else 10)
+    traffic = pair.bob.plane.stats("alice")
+    assert traffic.received_packets == 10
+    assert traffic.received_bytes == sum(map(len, big.segments()))
