@@ -138,6 +138,8 @@ class UdpBind:
         self._local = Address(ip, port, listen.scope)
         self._closed = False
         self._by_descriptor = {self._listener.socket.fileno(): self._listener}
+        self._last_address: Address | None = None
+        self._last_socket = self._listener
 
     # receiving
 
@@ -236,7 +238,7 @@ class UdpBind:
         sock = self._socket_for(address)
         if ecn != sock.ecn:
             sock.set_ecn(ecn)
-        step = segment * max(1, min(MAX_SEGMENTS, MAX_SEND // segment))
+        step = segment * _evenly(-(-len(buffer) // segment), max(1, min(MAX_SEGMENTS, MAX_SEND // segment)))
         sent = 0
         for start in range(0, len(buffer), step):
             part = buffer[start : start + step]
@@ -277,7 +279,7 @@ class UdpBind:
 
     def _send_retrying(self, sock: _UdpSocket, data: memoryview, address: Address) -> None:
         """A connected socket first reports what ICMP said of an earlier datagram, without sending this one."""
-        target = _sockaddr(address, sock.family)
+        target = () if sock.address is not None else _sockaddr(address, sock.family)
         for _ in range(_STALE_ERRORS):
             try:
                 sock.send(data, target)
@@ -297,7 +299,10 @@ class UdpBind:
         return 0
 
     def _socket_for(self, address: Address) -> _UdpSocket:
-        return self._connected.get(address, self._listener)
+        """Most sends go where the one before went, and hashing an address costs as much as a small send."""
+        if address is not self._last_address:
+            self._last_address, self._last_socket = address, self._connected.get(address, self._listener)
+        return self._last_socket
 
     # connected sockets
 
@@ -344,6 +349,7 @@ class UdpBind:
         gone.socket.close()
 
     def _changed(self) -> None:
+        self._last_address = None
         self._by_descriptor = {sock.socket.fileno(): sock for sock in (self._listener, *self._connected.values())}
         if self._on_filenos is not None:
             self._on_filenos()
@@ -428,6 +434,11 @@ class UdpBind:
             self._errors["EAFNOSUPPORT"] += 1
         else:
             self._errors[errno.errorcode.get(error.errno or 0, "unknown")] += 1
+
+
+def _evenly(count: int, limit: int) -> int:
+    """How many of ``count`` datagrams go into each send, of at most ``limit``: no send carries an odd one."""
+    return -(-count // -(-count // limit)) if count else 1
 
 
 def _family(address: Address) -> int:
