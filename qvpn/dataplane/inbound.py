@@ -36,6 +36,8 @@ class Inbound:
         self._joiner = RunJoiner(table, tun)
         self._views = ViewCache()
         self._merger = UdpMerger(table, tun)
+        self._alone = False
+        """This receive is one datagram."""
         self._out = memoryview(bytearray(OUT_BYTES))
         self._position = 0
         self._packets: list[memoryview] = []
@@ -50,7 +52,8 @@ class Inbound:
             return
         self._mark = ecn.changes(received.ecn)
         segment = received.segment
-        if segment < OVERHEAD or received.length <= segment:
+        self._alone = received.length <= segment
+        if segment < OVERHEAD or self._alone:
             for place in range(-(-received.length // segment)):
                 self._run(received, None, place, 1, now)
         else:
@@ -217,10 +220,10 @@ class Inbound:
 
     def _unpack_plain(self, peer: Peer, plaintext: memoryview) -> None:
         """One or more [virtio header + IP packet], back to back."""
-        if not self._mark and self._tun.merges_udp and self._merge(peer, plaintext):
+        position, end = 0, len(plaintext)
+        if self._may_have_neighbours(plaintext) and self._merge(peer, plaintext):
             return
         self._merger.flush()
-        position, end = 0, len(plaintext)
         while position < end:
             inner = position + VNET_HEADER
             length = ip.packet_length(plaintext, inner, end) if inner < end else 0
@@ -229,6 +232,14 @@ class Inbound:
                 return
             self._pass_on(peer, plaintext[position : inner + length])
             position = inner + length
+
+    def _may_have_neighbours(self, plaintext: memoryview) -> bool:
+        """False: nothing to try, as for the one packet of a datagram that came alone."""
+        if self._mark or not self._tun.merges_udp:
+            return False
+        if not self._alone or self._merger.count:
+            return True
+        return ip.packet_length(plaintext, VNET_HEADER, len(plaintext)) != len(plaintext) - VNET_HEADER
 
     def _merge(self, peer: Peer, plaintext: memoryview) -> bool:
         """Give a record's packets to the merger, behind what was accepted before them."""
