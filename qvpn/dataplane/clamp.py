@@ -22,7 +22,7 @@ def may_be_tcp(data: memoryview, inner: int) -> bool:
     return data[inner + 9] == ip.TCP or data[inner + 6] == ip.TCP
 
 
-def is_syn(data: memoryview, inner: int, end: int) -> bool:
+def is_syn(data: memoryview | bytes, inner: int, end: int) -> bool:
     """Quick look before :func:`clamp`: False for nearly all that is no SYN.
 
     The caller knows that it may be TCP (:func:`may_be_tcp`); behind IPv6 extension headers it is never looked for.

@@ -18,10 +18,15 @@ from qvpn.netio.base import VNET_HEADER, Address, Received, Tun
 from qvpn.tunnel import ecn, ip
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.epoch import Epoch
-from qvpn.tunnel.records import CONTROL_BIT, OVERHEAD, Refused, split_header
+from qvpn.tunnel.records import CONTROL_BIT, FIELDS, OVERHEAD, PREFIX, Refused, split_header
 from qvpn.tunnel.replay import BLOCK, INDEX_BITS
 
 HANDSHAKE_TYPES = range(1, 7)
+_HEAD = VNET_HEADER + ip.IPV6_HEADER
+_NO_OFFLOAD = bytes(VNET_HEADER)
+_NEXT, _PROTOCOL = VNET_HEADER + 6, VNET_HEADER + 9
+"""Where IPv6 and IPv4 say what follows."""
+
 OUT_BYTES = 1 << 17
 """Output buffer: one received buffer (at most 64 KiB) always fits."""
 
@@ -53,6 +58,8 @@ class Inbound:
         self._mark = ecn.changes(received.ecn)
         segment = received.segment
         self._alone = received.length <= segment
+        if self._alone and received.length >= OVERHEAD and self._lone(received, now):
+            return
         if segment < OVERHEAD or self._alone:
             for place in range(-(-received.length // segment)):
                 self._run(received, None, place, 1, now)
@@ -72,8 +79,50 @@ class Inbound:
 
     def flush(self) -> None:
         """Nothing more waits: write what is still pending."""
-        self._joiner.flush()
-        self._merger.flush()
+        if self._joiner.pending is not None:
+            self._joiner.flush()
+        if self._merger.count:
+            self._merger.flush()
+
+    def _lone(self, received: Received, now: float) -> bool:
+        """A data record that came alone while nothing is pending: what the functions below do, in one go.
+
+        False, and nothing done, for all else.
+        """
+        buffer, length = received.buffer, received.length
+        prefix, index, counter = FIELDS.unpack_from(buffer)
+        found = self._table.by_index.get(index)
+        if found is None or prefix != PREFIX or counter & CONTROL_BIT:
+            return False
+        peer, epoch = found
+        if now >= epoch.ends or self._joiner.pending is not None or self._merger.count:
+            return False
+        try:
+            size = epoch.opener.decipher(counter, buffer[:length], self._out)
+        except Refused as refused:
+            peer.drops.count(refused.reason)
+        else:
+            plaintext, whole = self._out[:size], self._is_packet(size)
+            if whole:
+                epoch.opener.data.mark(counter)
+                whole = self._accepts(peer, plaintext)
+            else:
+                self._place(peer, epoch, counter, received, None, 0, 1, plaintext)
+            self._verified(peer, epoch, counter, 1, received.address, now)
+            if whole:
+                self._write(peer, [plaintext])
+            elif self._packets:
+                self._flush_packets()
+            self._position = 0
+        self._check_limit(peer, epoch)
+        return True
+
+    def _is_packet(self, size: int) -> bool:
+        """True if the first so many bytes of the output are one plain packet and nothing else."""
+        head, length = bytes(self._out[:_HEAD]), size - VNET_HEADER
+        if length <= 0 or head[1] != offload.GSO_NONE or ip.packet_length(head, VNET_HEADER, size) != length:
+            return False
+        return head.startswith(_NO_OFFLOAD) or offload.plain_ok(self._out, 0, length)
 
     def _run(self, received: Received, views: RecordViews | None, first: int, count: int, now: float) -> None:
         """Datagrams that follow one another: handshake, or records of which the first tells the epoch."""
@@ -103,7 +152,10 @@ class Inbound:
             self._control(peer, epoch, counter, record, received.address, now)
         else:
             self._data(peer, epoch, counter, received, views, first, count, now)
-        if not epoch.erased and epoch.wants_rekey() and not epoch.limit_reported:
+        self._check_limit(peer, epoch)
+
+    def _check_limit(self, peer: Peer, epoch: Epoch) -> None:
+        if not epoch.limit_reported and epoch.wants_rekey():
             epoch.limit_reported = True
             self._hooks.on_limit(peer.name, epoch.receive_index)
 
@@ -168,9 +220,23 @@ class Inbound:
         except Refused as refused:
             peer.drops.count(refused.reason)
             return 1, 0
-        plaintext = out[:size]
+        return self._place(peer, epoch, counter, received, views, first, count, out[:size])
+
+    def _place(
+        self,
+        peer: Peer,
+        epoch: Epoch,
+        counter: int,
+        received: Received,
+        views: RecordViews | None,
+        first: int,
+        count: int,
+        plaintext: memoryview,
+    ) -> tuple[int, int]:
+        """The first record is open: pass on what is in it, or all if they are a superpacket; as :meth:`_some`."""
+        size, segment = len(plaintext), received.segment
         if size > VNET_HEADER and plaintext[1] != offload.GSO_NONE:
-            last = min(segment, length - start - (count - 1) * segment) - OVERHEAD
+            last = min(segment, received.length - (first + count - 1) * segment) - OVERHEAD
             if count > 1 and self._join(Run(peer, epoch, counter, views, first, count, plaintext, last, self._mark)):
                 return count, count
             if self._join(Run(peer, epoch, counter, views, first, 1, plaintext, size, self._mark)):
@@ -199,7 +265,7 @@ class Inbound:
         peer.last_received = epoch.last_received = now
         peer.received_records += records
         newest = epoch.opener.window(counter).highest == counter & (CONTROL_BIT - 1)
-        if peer.epochs.received(epoch, now):
+        if not epoch.confirmed and peer.epochs.received(epoch, now):
             self._hooks.on_first_record(peer.name, epoch.receive_index, address)
         if newest and peer.should_report(address, now):
             self._hooks.on_new_address(peer.name, epoch.receive_index, address)
@@ -230,7 +296,9 @@ class Inbound:
             if not length or not offload.plain_ok(plaintext, position, length):
                 peer.drops.count(DropReason.MALFORMED)
                 return
-            self._pass_on(peer, plaintext[position : inner + length])
+            packet = plaintext[position : inner + length]
+            if self._accepts(peer, packet):
+                self._packets.append(packet)
             position = inner + length
 
     def _may_have_neighbours(self, plaintext: memoryview) -> bool:
@@ -248,24 +316,27 @@ class Inbound:
         self._flush_packets()
         return True
 
-    def _pass_on(self, peer: Peer, packet: memoryview) -> None:
+    def _accepts(self, peer: Peer, packet: memoryview) -> bool:
+        """True if the packet may go to the TUN, as which it is mended then."""
         if self._mark and not ecn.apply(packet, VNET_HEADER, self._mark):
             peer.drops.count(DropReason.ECN_NOT_CAPABLE)
-        elif self._table.allowed.lookup(ip.source(packet, VNET_HEADER)) is peer:
-            peer.source_checks += 1
-            tcp = packet[VNET_HEADER + 9] == ip.TCP or packet[VNET_HEADER + 6] == ip.TCP
-            if tcp and is_syn(packet, VNET_HEADER, len(packet)):
-                clamp(packet, 0, len(packet), peer.inner_mtu)
-            self._packets.append(packet)
-        else:
+            return False
+        if self._table.allowed.lookup(ip.source(packet, VNET_HEADER)) is not peer:
             peer.drops.count(DropReason.WRONG_SOURCE)
+            return False
+        peer.source_checks += 1
+        if (packet[_PROTOCOL] == ip.TCP or packet[_NEXT] == ip.TCP) and is_syn(packet, VNET_HEADER, len(packet)):
+            clamp(packet, 0, len(packet), peer.inner_mtu)
+        return True
 
     def _flush_packets(self) -> None:
         self._merger.forget()
         peer, packets = self._receiver, self._packets
-        if not packets or peer is None:
-            return
-        self._packets = []
+        if packets and peer is not None:
+            self._packets = []
+            self._write(peer, packets)
+
+    def _write(self, peer: Peer, packets: list[memoryview]) -> None:
         taken = self._tun.write_batch(packets)
         if taken < len(packets):
             peer.tun_refused += len(packets) - taken

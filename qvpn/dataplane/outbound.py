@@ -26,6 +26,9 @@ from qvpn.tunnel.epoch import Epoch
 from qvpn.tunnel.records import OVERHEAD, Refused
 from qvpn.tunnel.replay import BLOCK
 
+_HEAD = 64
+"""Bytes of a packet with its virtio header that a look at its addresses and at a TCP flag may need."""
+
 READ_LIMIT = 256
 """Packets per callback: then the other direction has its turn."""
 
@@ -117,17 +120,54 @@ class Outbound:
         batch = self._tun.read_batch(arena, limit)
         if not batch:
             return 0, False
-        loads: dict[Peer, _Load] = {}
         last, length = batch[-1]
         big = arena[last + 1] != offload.GSO_NONE
+        if not last:
+            (self._send_superpacket if big else self._send_lone)(length, now)
+            return 1, big
+        loads: dict[Peer, _Load] = {}
         self._route_batch(loads, batch[:-1] if big else batch)
         for load in loads.values():
             self._send(load, now)
         if big:
-            if last:
-                arena[:length] = arena[last : last + length]
+            arena[:length] = arena[last : last + length]
             self._send_superpacket(length, now)
         return len(batch), big
+
+    def _send_lone(self, length: int, now: float) -> None:
+        """A packet that waited alone, at the start of the arena: as :meth:`_route` and :meth:`_send`, in one go."""
+        arena, inner = self._arena, VNET_HEADER
+        head = bytes(arena[:_HEAD])
+        if not 0 < length - inner == ip.packet_length(head, inner, length):
+            self._table.drops.count(DropReason.MALFORMED)
+            return
+        peer = self._table.allowed.lookup(ip.destination(head, inner))
+        if peer is None:
+            self._table.drops.count(DropReason.NO_ROUTE)
+            return
+        if (head[inner + 9] == ip.TCP or head[inner + 6] == ip.TCP) and is_syn(head, inner, length):
+            clamp(arena, 0, length, peer.inner_mtu)
+        epoch = self._table.sending(peer, now)
+        if epoch is None or peer.endpoint is None:
+            self._unsealable(peer, epoch, 0, length, 1)
+            return
+        if length > peer.max_plaintext:
+            self._send_single(peer, epoch, arena[:length], now)
+        else:
+            self._seal_lone(peer, epoch, length, ecn.field(head, inner), now)
+        self._check_limit(peer, epoch)
+
+    def _seal_lone(self, peer: Peer, epoch: Epoch, length: int, bits: int, now: float) -> None:
+        try:
+            record = epoch.sealer.seal_one(self._arena[:length], self._out)
+        except Refused as refused:
+            peer.drops.count(refused.reason)
+            return
+        if self._send_run(peer, record, len(record), bits):
+            peer.count_sent(1, 1, length, now)
+        else:
+            peer.drops.count(DropReason.SEND_FAILED)
+            peer.measure_path(self._bind)
 
     def _route_batch(self, loads: dict[Peer, _Load], batch: list[tuple[int, int]]) -> None:
         """Packets of one length are most often of one flow, so neighbours are compared before they are looked up."""
@@ -150,7 +190,7 @@ class Outbound:
         """Pick the peer by destination, and join the packet to the one before it where both fit; None: dropped."""
         arena = self._arena
         inner = start + VNET_HEADER
-        if ip.packet_length(arena, inner, end) != end - inner:
+        if not 0 < end - inner == ip.packet_length(arena, inner, end):
             self._table.drops.count(DropReason.MALFORMED)
             return None
         peer = self._table.allowed.lookup(ip.destination(arena, inner))
@@ -308,7 +348,7 @@ class Outbound:
             peer.measure_path(self._bind)
 
     def _check_limit(self, peer: Peer, epoch: Epoch) -> None:
-        if epoch.wants_rekey() and not epoch.limit_reported:
+        if not epoch.limit_reported and epoch.wants_rekey():
             epoch.limit_reported = True
             self._hooks.on_limit(peer.name, epoch.receive_index)
 

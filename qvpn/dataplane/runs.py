@@ -33,7 +33,7 @@ SHAPES = 16
 
 
 @dataclass(slots=True)
-class _Pending:
+class Pending:
     """Chunks of one superpacket, from ``first_place`` on, that stand at the start of the run buffer."""
 
     peer: Peer
@@ -82,7 +82,8 @@ class RunJoiner:
         self._table = table
         self._tun = tun
         self._buffer = memoryview(bytearray(RUN_BYTES))
-        self._pending: _Pending | None = None
+        self.pending: Pending | None = None
+        """Chunks that wait for more of their superpacket."""
         self._places: dict[tuple[int, int], list[memoryview]] = {}
         """Where the chunks of a superpacket of one shape go."""
 
@@ -108,7 +109,7 @@ class RunJoiner:
         skip = packet.header if pending else 0
         self._buffer[base + skip : base + len(run.opened)] = run.opened[skip:]
         end = base + (run.count - 1) * packet.segment + run.last
-        self._pending = _Pending(
+        self.pending = Pending(
             peer=run.peer,
             epoch=run.epoch,
             packet=packet,
@@ -123,16 +124,16 @@ class RunJoiner:
 
     def finish(self) -> None:
         """Write the superpacket if it is complete."""
-        pending = self._pending
+        pending = self.pending
         if pending is not None and pending.next_place == pending.packet.chunks:
             self.flush()
 
     def flush(self) -> None:
         """Write what is pending as it is."""
-        pending = self._pending
+        pending = self.pending
         if pending is None:
             return
-        self._pending = None
+        self.pending = None
         packet, peer = pending.packet, pending.peer
         payload = pending.end - packet.header
         chunks = pending.next_place - pending.first_place
@@ -158,7 +159,7 @@ class RunJoiner:
             peer.tun_refused += 1
             peer.drops.count(DropReason.TUN_FULL, chunks)
 
-    def _write_apart(self, pending: _Pending, payload: int) -> None:
+    def _write_apart(self, pending: Pending, payload: int) -> None:
         """Each chunk as a packet of its own, for a kernel that knows no UDP superpackets."""
         packet, peer, size = pending.packet, pending.peer, pending.packet.header
         head, frames = bytes(self._buffer[:size]), []
@@ -175,13 +176,13 @@ class RunJoiner:
             peer.tun_refused += len(frames) - taken
             peer.drops.count(DropReason.TUN_FULL, len(frames) - taken)
 
-    def _continued(self, run: Run) -> _Pending | None:
+    def _continued(self, run: Run) -> Pending | None:
         """What is pending, if this run goes on where it ends.
 
         With slices shorter than the header, a header would land on more than the one slice before it, so such
         superpackets are not continued.
         """
-        pending = self._pending
+        pending = self.pending
         if (
             pending is not None
             and pending.next_counter == run.counter

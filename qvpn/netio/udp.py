@@ -238,6 +238,8 @@ class UdpBind:
         sock = self._socket_for(address)
         if ecn != sock.ecn:
             sock.set_ecn(ecn)
+        if 0 < len(buffer) <= segment:
+            return int(self._send_one(sock, buffer, address))
         step = segment * _evenly(-(-len(buffer) // segment), max(1, min(MAX_SEGMENTS, MAX_SEND // segment)))
         sent = 0
         for start in range(0, len(buffer), step):

@@ -19,7 +19,7 @@ NOT_ECT, ECT_1, ECT_0, CE = range(4)
 MASK = 3
 
 
-def field(data: memoryview, start: int) -> int:
+def field(data: memoryview | bytes, start: int) -> int:
     """ECN bits of the IP packet at ``start``, whose first two bytes must be there."""
     second = data[start + 1]
     return (second if data[start] >> 4 == 4 else second >> 4) & MASK

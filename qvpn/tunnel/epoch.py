@@ -23,6 +23,8 @@ from qvpn.tunnel.records import LIMITS, Limits, Opener, Sealer, index_bytes
 MAX_EPOCHS = 8
 """Epochs of one peer at a time.  Two or three is usual; more only while handshakes fail halfway again and again."""
 
+_OVER = float("-inf")
+
 
 class EpochRole(enum.StrEnum):
     """Where an epoch stands in the change-over."""
@@ -81,16 +83,16 @@ class Epoch:
         return (self.initiator or self.confirmed) and not self.held
 
     def wants_rekey(self) -> bool:
-        return self.sealer.wants_rekey or self.opener.wants_rekey
+        return not self.erased and (self.sealer.wants_rekey or self.opener.wants_rekey)
 
     def erase(self) -> None:
         """Let go of the keys: any use from here on is an error of this program, not a record."""
         del self.sealer, self.opener
-        self.ends = float("-inf")
+        self.ends = _OVER
 
     @property
     def erased(self) -> bool:
-        return self.ends == float("-inf")
+        return self.ends == _OVER
 
 
 class PeerEpochs:

@@ -18,7 +18,7 @@ _EXTENSIONS = frozenset({0, 43, 60})
 """Next headers that can stand before a transport header in an unfragmented packet: hop-by-hop, routing, options."""
 
 
-def packet_length(data: memoryview, start: int, end: int) -> int:
+def packet_length(data: memoryview | bytes, start: int, end: int) -> int:
     """Length of the IP packet at ``data[start]`` as its header says; 0 if malformed or ending after ``end``."""
     room = end - start
     if room < IPV4_HEADER:
@@ -34,14 +34,14 @@ def packet_length(data: memoryview, start: int, end: int) -> int:
     return 0
 
 
-def source(data: memoryview, start: int) -> bytes:
+def source(data: memoryview | bytes, start: int) -> bytes:
     """Source address (4 or 16 bytes) of a packet that :func:`packet_length` accepted."""
     if data[start] >> 4 == 4:
         return bytes(data[start + 12 : start + 16])
     return bytes(data[start + 8 : start + 24])
 
 
-def destination(data: memoryview, start: int) -> bytes:
+def destination(data: memoryview | bytes, start: int) -> bytes:
     """Destination address (4 or 16 bytes) of a packet that :func:`packet_length` accepted."""
     if data[start] >> 4 == 4:
         return bytes(data[start + 16 : start + 20])

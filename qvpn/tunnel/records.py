@@ -38,7 +38,9 @@ CONTROL_BIT = 1 << 63
 PREFIX = bytes((RECORD_TYPE, WIRE_VERSION, 0, 0))
 
 _U32 = struct.Struct(">I")
-_HEADER = struct.Struct("<4s4sQ")
+FIELDS = struct.Struct("<4s4sQ")
+"""Prefix, receive index and counter with its control bit."""
+
 _SEALED_HEADER = struct.Struct("<8sQ")
 _AEAD: dict[Cipher, type[AESGCM] | type[ChaCha20Poly1305]] = {
     Cipher.AES_256_GCM: AESGCM,
@@ -83,7 +85,7 @@ def split_header(datagram: memoryview) -> tuple[bytes, int]:
     """
     if len(datagram) < OVERHEAD:
         raise Refused(DropReason.TRUNCATED)
-    prefix, index, counter = _HEADER.unpack_from(datagram)
+    prefix, index, counter = FIELDS.unpack_from(datagram)
     if prefix != PREFIX:
         other_version = prefix[0] == RECORD_TYPE and prefix[1] != WIRE_VERSION
         raise Refused(DropReason.BAD_VERSION if other_version else DropReason.BAD_HEADER)
@@ -124,6 +126,13 @@ class Sealer:
             position += length
             counter += 1
         return lengths
+
+    def seal_one(self, plaintext: memoryview, out: memoryview) -> memoryview:
+        """Seal one data record to the start of ``out``; returns it.  Raises as :meth:`seal_batch`."""
+        length = OVERHEAD + len(plaintext)
+        _SEALED_HEADER.pack_into(out, 0, self.head, self.take_block(1))
+        self.encrypt(out[4:HEADER], plaintext, None, out[HEADER:length])
+        return out[:length]
 
     def take_block(self, calls: int) -> int:
         """The first of up to 64 counters that nobody else gets.  Raises :class:`Refused` with ``limit``."""
@@ -186,9 +195,10 @@ class Opener:
 
     def decipher(self, counter: int, datagram: memoryview, out: memoryview) -> int:
         """As :meth:`open`, but the counter is left for the caller to mark."""
-        if not self.window(counter).fresh(counter & (CONTROL_BIT - 1)):
+        window, limits = self.control if counter & CONTROL_BIT else self.data, self._limits
+        if not window.fresh(counter & (CONTROL_BIT - 1)):
             raise Refused(DropReason.REPLAY)
-        if not self.room(1):
+        if self.calls >= limits.stop or self.failed >= limits.failed_stop:
             raise Refused(DropReason.LIMIT)
         length = len(datagram) - OVERHEAD
         try:

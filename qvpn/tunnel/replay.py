@@ -46,7 +46,13 @@ class ReplayWindow:
 
     def mark(self, counter: int) -> None:
         """Accept a counter for which :meth:`fresh` is true."""
-        self.mark_run(counter >> INDEX_BITS, 1 << (counter & (BLOCK - 1)), 1)
+        block = counter >> INDEX_BITS
+        if block > self._highest_block:
+            self._advance(block)
+        self._masks[block & self._ring_mask] |= 1 << (counter & (BLOCK - 1))
+        self.marked += 1
+        if counter > self.highest:
+            self.highest = counter
 
     def run_fresh(self, block: int, mask: int) -> bool:
         """True if every index of ``mask`` in this block may be accepted."""
@@ -67,7 +73,9 @@ class ReplayWindow:
 
     def _advance(self, block: int) -> None:
         jump = block - self._highest_block
-        if jump >= self._blocks:
+        if jump == 1:
+            self._masks[block & self._ring_mask] = 0
+        elif jump >= self._blocks:
             self._masks = [0] * self._blocks
         else:
             for passed in range(self._highest_block + 1, block + 1):
