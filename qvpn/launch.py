@@ -32,6 +32,7 @@ from qvpn.control.mistakes import describe
 from qvpn.control.supervisor import SourceRefused
 from qvpn.daemon import Daemon
 from qvpn.dataplane import collector
+from qvpn.dataplane.loop import PacketLoop
 from qvpn.dataplane.plane import tunnel_mtu
 from qvpn.lanes.keeper import LaneKit
 from qvpn.netio.errors import NetioError
@@ -166,7 +167,8 @@ def run(file: Path) -> None:
             raise PrivilegedError(str(error)) from None
         # Nothing is running yet: capabilities belong to threads, and later threads inherit the reduced set.
         privileged.drop_privileges(low_port=site.config.site.listen.port < 1024)
-        asyncio.run(_serve(daemon, control))
+        with asyncio.Runner(loop_factory=PacketLoop) as runner:
+            runner.run(_serve(daemon, control))
     if daemon.failure is not None:
         raise PrivilegedError(daemon.failure)
 

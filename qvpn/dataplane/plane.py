@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from qvpn.dataplane.hooks import PlaneHooks
 from qvpn.dataplane.inbound import Inbound
+from qvpn.dataplane.loop import add_reader, remove_reader
 from qvpn.dataplane.outbound import Outbound
 from qvpn.dataplane.peers import Peer, PeerTable
 from qvpn.dataplane.stats import PeerTraffic
@@ -245,14 +246,14 @@ class Plane:
             return
         outbound = Outbound(self._table, inlet, self._bind, self._hooks, answers=self._tun)
         self._inlets[inlet.fileno()] = inlet
-        self._loop.add_reader(inlet.fileno(), lambda: outbound.pump(self._clock()))
+        add_reader(self._loop, inlet.fileno(), lambda _: outbound.pump(self._clock()))
 
     def remove_inlet(self, inlet: Tun) -> None:
         """Undo :meth:`add_inlet`, before the inlet is closed."""
         if self._inlets.pop(inlet.fileno(), None) is not None and self._loop is not None:
-            self._loop.remove_reader(inlet.fileno())
+            remove_reader(self._loop, inlet.fileno())
 
-    def _on_tun(self) -> None:
+    def _on_tun(self, _: int = -1) -> None:
         self._outbound.pump(self._clock())
         self._check_tun()
 
@@ -281,11 +282,11 @@ class Plane:
         network = set() if self._closed else set(self._bind.filenos())
         tun = set() if self._closed or self._tun.fileno() < 0 else {self._tun.fileno()}
         for gone in self._watched - network - tun:
-            self._loop.remove_reader(gone)
+            remove_reader(self._loop, gone)
         for descriptor in network - self._watched:
-            self._loop.add_reader(descriptor, self._on_network, descriptor)
+            add_reader(self._loop, descriptor, self._on_network)
         for descriptor in tun - self._watched:
-            self._loop.add_reader(descriptor, self._on_tun)
+            add_reader(self._loop, descriptor, self._on_tun)
         self._watched = network | tun
 
     def _arm(self) -> None:

@@ -14,6 +14,7 @@ import socket
 
 from qvpn import privileged
 from qvpn.dataplane import collector
+from qvpn.dataplane.loop import PacketLoop
 from qvpn.errors import BadPacket
 from qvpn.lanes.messages import MAX_MESSAGE, Setup, decode, encode
 from qvpn.lanes.relay import RelayOutlet
@@ -132,7 +133,8 @@ def run(control: int, relay: int, queue: int, port: int) -> None:
         bind = UdpBind(_local(listener), listener=listener)
         path = LaneTrafficPath(setup, tun, bind, RelayOutlet(outlet), clock=privileged.boottime, random=os.urandom)
         try:
-            why = asyncio.run(LaneProcess(talk, path).run())
+            with asyncio.Runner(loop_factory=PacketLoop) as runner:
+                why = runner.run(LaneProcess(talk, path).run())
         finally:
             bind.close()
             tun.close()
