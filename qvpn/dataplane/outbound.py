@@ -104,12 +104,16 @@ class Outbound:
         self._chunks = ChunkSealer(self._arena, self._out)
         self._oversize = Oversize(answers or tun)
 
-    def pump(self, now: float) -> int:
-        """Handle what waits, up to the budget; returns how many packets there were."""
-        total = 0
+    def pump(self, now: float, first: int = READ_LIMIT) -> int:
+        """Handle what waits, up to the budget; returns how many packets there were.
+
+        ``first``: look for no more plain packets than that.
+        """
+        total, limit = 0, first
         for _ in range(SUPERPACKETS):
-            count, more = self._pump_once(READ_LIMIT - total, now)
+            count, more = self._pump_once(limit, now)
             total += count
+            limit = READ_LIMIT - total
             if not more or total >= READ_LIMIT:
                 break
         return total
@@ -163,7 +167,7 @@ class Outbound:
         except Refused as refused:
             peer.drops.count(refused.reason)
             return
-        if self._send_run(peer, record, len(record), bits):
+        if peer.endpoint is not None and self._bind.send_segments(record, len(record), peer.endpoint, bits):
             peer.count_sent(1, 1, length, now)
         else:
             peer.drops.count(DropReason.SEND_FAILED)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from qvpn.dataplane.hooks import PlaneHooks
 from qvpn.dataplane.inbound import Inbound
 from qvpn.dataplane.loop import add_reader, remove_reader
-from qvpn.dataplane.outbound import Outbound
+from qvpn.dataplane.outbound import READ_LIMIT, Outbound
 from qvpn.dataplane.peers import Peer, PeerTable
 from qvpn.dataplane.stats import PeerTraffic
 from qvpn.netio.base import VNET_HEADER, Address, Bind, Tun
@@ -24,6 +24,12 @@ from qvpn.tunnel.records import LIMITS, OVERHEAD, Limits, Refused
 
 RECEIVE_LIMIT = 16
 """Receives per callback: then the other direction has its turn."""
+
+QUIET = 20e-6
+"""Seconds without work after which a packet most often comes alone: nobody looks for a second one behind it.
+
+If there is one, its descriptor is still readable, and then there was no such pause.
+"""
 
 AT_ONCE = 4
 """Receives before the first of them is opened."""
@@ -74,6 +80,10 @@ class Plane:
         self._watched: set[int] = set()
         self._has_tun = False
         self._closed = False
+        self._worked = float("-inf")
+        """When packets were handled last."""
+        self._pause = float("inf")
+        """As :data:`QUIET`, where there are descriptors."""
 
     # peers
 
@@ -209,6 +219,7 @@ class Plane:
             self._loop = asyncio.get_running_loop()
             self._has_tun = self._tun.fileno() >= 0
             self._bind.on_filenos(self._watch)
+            self._pause = QUIET
             self._watch()
             self._arm()
         self._bind.on_readable(self._on_network)
@@ -254,8 +265,11 @@ class Plane:
             remove_reader(self._loop, inlet.fileno())
 
     def _on_tun(self, _: int = -1) -> None:
-        self._outbound.pump(self._clock())
-        self._check_tun()
+        now = self._clock()
+        self._outbound.pump(now, 1 if now - self._worked > self._pause else READ_LIMIT)
+        if self._tun.fileno() < 0:
+            self._check_tun()
+        self._worked = self._clock()
 
     def _check_tun(self) -> None:
         """Tell once that the inner device is gone; a twin never had a descriptor to lose."""
@@ -267,6 +281,14 @@ class Plane:
     def _on_network(self, descriptor: int = -1) -> None:
         """Few receives at a time, so that what one brought is still in the processor's cache when it is opened."""
         now, inbound = self._clock(), self._inbound
+        if now - self._worked > self._pause:
+            received = self._bind.receive_batch(1, descriptor)
+            for each in received:
+                inbound.process(each, now)
+            if not received or received[0].length <= received[0].segment:
+                inbound.flush()
+                self._worked = self._clock()
+                return
         for _ in range(RECEIVE_LIMIT // AT_ONCE):
             received = self._bind.receive_batch(AT_ONCE, descriptor)
             for each in received:
@@ -274,6 +296,7 @@ class Plane:
             if len(received) < AT_ONCE:
                 break
         inbound.flush()
+        self._worked = self._clock()
 
     def _watch(self) -> None:
         """Watch exactly the descriptors that are open now."""

@@ -111,11 +111,11 @@ class TunDevice:
 
     def read_batch(self, arena: memoryview, limit: int) -> list[tuple[int, int]]:
         batch: list[tuple[int, int]] = []
-        position, last = 0, len(arena) - MAX_READ
+        position, last, room = 0, len(arena) - MAX_READ, arena
         descriptor, readv = self._descriptor, os.readv
         while position <= last and len(batch) < limit:
             try:
-                length = readv(descriptor, [arena[position:]])
+                length = readv(descriptor, [room])
             except BlockingIOError:
                 break
             except OSError as error:
@@ -125,6 +125,7 @@ class TunDevice:
             if arena[position + 1]:
                 break
             position += length
+            room = arena[position:]
         return batch
 
     def write_batch(self, packets: Sequence[memoryview]) -> int:

@@ -144,21 +144,28 @@ class UdpBind:
     # receiving
 
     def receive_batch(self, limit: int, descriptor: int = -1) -> list[Received]:
-        batch = [self._drained.popleft() for _ in range(min(limit, len(self._drained)))]
+        batch: list[Received] = []
+        while self._drained and len(batch) < limit:
+            batch.append(self._drained.popleft())
         ready = self._by_descriptor.get(descriptor)
-        sockets = [self._listener, *self._connected.values()] if ready is None else [ready]
+        if ready is not None:
+            self._receive_from(ready, batch, limit)
+            return batch
+        sockets = [self._listener, *self._connected.values()]
         self._turn += 1
         for number in range(len(sockets)):
-            sock = sockets[(self._turn + number) % len(sockets)]
-            while len(batch) < limit:
-                received = self._receive(sock, self._buffer(len(batch)))
-                if received is None:
-                    break
-                batch.append(received)
-                alone = received.segment == received.length and len(batch) < limit
-                if alone and not self._gather(sock, received, batch):
-                    break
+            self._receive_from(sockets[(self._turn + number) % len(sockets)], batch, limit)
         return batch
+
+    def _receive_from(self, sock: _UdpSocket, batch: list[Received], limit: int) -> None:
+        """Append what waits on one socket, until ``batch`` has as many as the limit."""
+        while len(batch) < limit:
+            received = self._receive(sock, self._buffer(len(batch)))
+            if received is None:
+                return
+            batch.append(received)
+            if received.segment == received.length and len(batch) < limit and not self._gather(sock, received, batch):
+                return
 
     def _gather(self, sock: _UdpSocket, first: Received, batch: list[Received]) -> bool:
         """Receive behind a datagram that came alone, as long as equal ones follow: a batch as the kernel joins them.

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from qvpn.dataplane import chunks, merge, outbound, views
-from qvpn.dataplane.plane import Plane
+from qvpn.dataplane.plane import QUIET, Plane
 from qvpn.netio import tun as tun_module
 from qvpn.netio.base import Address
 from qvpn.netio.tun import TunDevice
@@ -225,6 +225,28 @@ def test_small_packets_are_packed_and_written_together(sites: Sites) -> None:
     assert sites.counts["write"] == len(written) == 1
     assert sites.counts["lookup"] <= 1 + 5
     assert sites.counts["ndarray"] <= 2 + 5 * 7
+
+
+def test_a_lone_packet_after_a_pause_is_not_looked_behind(sites: Sites, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven system calls and look-ups for one packet through both sites; what comes with it is not left behind."""
+    sites.carry([small(0)])
+    now = 1.0
+    for plane in (sites.alice.plane, sites.bob.plane):
+        monkeypatch.setattr(plane, "_pause", QUIET)
+        monkeypatch.setattr(plane, "_clock", lambda: now)
+    now += 1.0
+    sites.counts.clear()
+    assert sites.carry([small(1)]) == [small(1)]
+    once = ("read", "encrypt", "send", "recvmsg_into", "decrypt", "write")
+    assert dict(sites.counts) == dict.fromkeys(once, 1) | {"lookup": 2}
+    now += 1.0
+    written = sites.carry([small(number) for number in range(2, 30)])
+    while more := sites.carry([]):
+        written += more
+    assert [packet for each in written for packet in finish(each)] == [finish(small(n))[0] for n in range(2, 30)]
+    now += 1.0
+    big = superpacket(1)
+    assert sites.carry([big]) == [big]
 
 
 @pytest.mark.parametrize("peers", [1, 10, 100])
