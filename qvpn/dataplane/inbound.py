@@ -77,6 +77,11 @@ class Inbound:
         self._flush_packets()
         self._position = 0
 
+    @property
+    def pending(self) -> bool:
+        """A superpacket waits for more of it, or for :meth:`flush`."""
+        return self._joiner.pending is not None or self._merger.count > 0
+
     def flush(self) -> None:
         """Nothing more waits: write what is still pending."""
         if self._joiner.pending is not None:
@@ -188,8 +193,14 @@ class Inbound:
         They are opened together where they are a superpacket.  If that fails the rest is opened one by one, so a
         forged datagram costs itself and at most one more AEAD call for each of its neighbours.
         """
-        opened, highest = 0, -1
-        together, end = True, first + count
+        done, good = self._some(peer, epoch, counter, received, views, first, count)
+        if done == count:
+            if good:
+                self._verified(peer, epoch, counter + done - 1, good, received.address, now)
+            return
+        opened, highest, end = good, counter if good else -1, first + count
+        together = not good
+        counter, first = counter + done, first + done
         while first < end:
             want = end - first if together else 1
             done, good = self._some(peer, epoch, counter, received, views, first, want)

@@ -104,17 +104,13 @@ class Outbound:
         self._chunks = ChunkSealer(self._arena, self._out)
         self._oversize = Oversize(answers or tun)
 
-    def pump(self, now: float, first: int = READ_LIMIT) -> int:
-        """Handle what waits, up to the budget; returns how many packets there were.
-
-        ``first``: look for no more plain packets than that.
-        """
-        total, limit = 0, first
+    def pump(self, now: float, limit: int = READ_LIMIT) -> int:
+        """Handle what waits, up to the budget and so many packets; returns how many there were."""
+        total = 0
         for _ in range(SUPERPACKETS):
-            count, more = self._pump_once(limit, now)
+            count, more = self._pump_once(limit - total, now)
             total += count
-            limit = READ_LIMIT - total
-            if not more or total >= READ_LIMIT:
+            if not more or total >= limit:
                 break
         return total
 

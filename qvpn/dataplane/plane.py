@@ -285,8 +285,7 @@ class Plane:
             received = self._bind.receive_batch(1, descriptor)
             for each in received:
                 inbound.process(each, now)
-            if not received or received[0].length <= received[0].segment:
-                inbound.flush()
+            if not inbound.pending:
                 self._worked = self._clock()
                 return
         for _ in range(RECEIVE_LIMIT // AT_ONCE):

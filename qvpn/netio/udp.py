@@ -137,6 +137,9 @@ class UdpBind:
         ip = listen.ip if self._listener.family == _family(listen) else ipaddress.IPv4Address(0)
         self._local = Address(ip, port, listen.scope)
         self._closed = False
+        self._ancillary: list[tuple[int, int, bytes]] = []
+        self._said = (0, 0)
+        """The last ancillary data other than the commonest, and what it says: the next is most often the same."""
         self._by_descriptor = {self._listener.socket.fileno(): self._listener}
         self._last_address: Address | None = None
         self._last_socket = self._listener
@@ -201,8 +204,12 @@ class UdpBind:
             except OSError as error:
                 self._count(error)
                 continue
-            segment, ecn = (length, 0) if ancillary == _SINGLE else _ancillary(ancillary, length)
-            return Received(buffer, length, segment, self._address_of(source), ecn)
+            if ancillary == _SINGLE:
+                return Received(buffer, length, length, self._address_of(source), 0)
+            if ancillary != self._ancillary:
+                self._ancillary, self._said = ancillary, _ancillary(ancillary)
+            segment, ecn = self._said
+            return Received(buffer, length, segment or length, self._address_of(source), ecn)
         return None
 
     def _buffer(self, number: int) -> memoryview:
@@ -247,7 +254,10 @@ class UdpBind:
             sock.set_ecn(ecn)
         if 0 < len(buffer) <= segment:
             return int(self._send_one(sock, buffer, address))
-        step = segment * _evenly(-(-len(buffer) // segment), max(1, min(MAX_SEGMENTS, MAX_SEND // segment)))
+        count = -(-len(buffer) // segment)
+        if len(buffer) <= MAX_SEND and 0 < count <= MAX_SEGMENTS:
+            return self._send_part(sock, buffer, segment, count, address)
+        step = segment * _evenly(count, max(1, min(MAX_SEGMENTS, MAX_SEND // segment)))
         sent = 0
         for start in range(0, len(buffer), step):
             part = buffer[start : start + step]
@@ -502,9 +512,9 @@ def _may_fragment(sock: socket.socket, version: int, allowed: bool) -> None:
         sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT if allowed else _PMTUDISC_PROBE)
 
 
-def _ancillary(ancillary: list[tuple[int, int, bytes]], length: int) -> tuple[int, int]:
-    """(length of each datagram, ECN bits) of one receive of so many bytes."""
-    segment, ecn = length, 0
+def _ancillary(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, int]:
+    """(length of each datagram, 0 if nothing was joined; ECN bits) of one receive."""
+    segment = ecn = 0
     for level, kind, data in ancillary:
         if level == socket.IPPROTO_UDP and kind == _UDP_GRO:
             segment = int(struct.unpack_from("i", data)[0])

@@ -245,8 +245,10 @@ def test_a_lone_packet_after_a_pause_is_not_looked_behind(sites: Sites, monkeypa
         written += more
     assert [packet for each in written for packet in finish(each)] == [finish(small(n))[0] for n in range(2, 30)]
     now += 1.0
+    sites.counts.clear()
     big = superpacket(1)
     assert sites.carry([big]) == [big]
+    assert (sites.counts["read"], sites.counts["recvmsg_into"]) == (1, 2 + 1)  # two receives are one superpacket
 
 
 @pytest.mark.parametrize("peers", [1, 10, 100])

@@ -106,3 +106,27 @@ def test_cwr_stays_on_the_first_segment_alone() -> None:
     assert settled(big, 0, 3)[1] == offload.GSO_TCPV4 | offload.GSO_ECN
     assert settled(big, 1, 3)[1] == offload.GSO_TCPV4
     assert settled(big, 0, 1)[1] == offload.GSO_NONE
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_what_is_remembered_of_one_header_is_not_said_of_another(version: int, protocol: int) -> None:
+    """Every value of every byte of a header, and every end, right after the header that differs from it in that."""
+    options = bytes(12) if protocol == TCP else b""
+    whole = Big(*ENDS[version](1), bytes(300), 100, protocol=protocol, tcp_options=options).virtio()
+    packet, end = memoryview(bytearray(whole)), len(whole)
+    assert offload.parse_superpacket(packet, 0, end) is not None
+    for place in range(84):
+        for value in range(256):
+            packet[place] = value
+            assert offload.parse_superpacket(packet, 0, end) == offload._parse(packet, 0, end), (place, value)
+        packet[place] = whole[place]
+    for shorter in range(end):
+        assert offload.parse_superpacket(packet, 0, shorter) == offload._parse(packet, 0, shorter), shorter
+
+
+def test_shapes_that_are_remembered_are_bounded() -> None:
+    for length in range(200, 200 + offload._SHAPES + 10):
+        packet = memoryview(bytearray(Big(*ENDS[4](1), bytes(length), 100).virtio()))
+        assert offload.parse_superpacket(packet, 0, len(packet)) is not None
+    assert len(offload._shapes) <= offload._SHAPES
