@@ -27,22 +27,23 @@ _BYTES = [bytes((value,)) for value in range(256)]
 class RecordViews:
     """Views into one buffer that holds records of one length, back to back."""
 
-    __slots__ = ("_headers", "buffer", "segment", "slots")
+    __slots__ = ("_headers", "buffer", "nonces", "segment", "texts")
 
     def __init__(self, buffer: memoryview, segment: int) -> None:
         """``segment`` is at least the length of a record without plaintext."""
         self.buffer = buffer
         self.segment = segment
         self._headers: dict[int, npt.NDArray[np.uint8]] = {}
-        self.slots: list[tuple[memoryview, memoryview]] = []
-        """Of each record: its nonce, its ciphertext and tag."""
+        self.nonces: list[memoryview] = []
+        self.texts: list[memoryview] = []
+        """Of each record: its ciphertext and tag."""
 
     def grow(self, count: int) -> None:
-        """Have :attr:`slots` for so many records."""
-        for place in range(len(self.slots), count):
+        """Have :attr:`nonces` and :attr:`texts` of so many records."""
+        for place in range(len(self.texts), count):
             start = place * self.segment
-            text = self.buffer[start + HEADER : start + self.segment]
-            self.slots.append((self.buffer[start + 4 : start + HEADER], text))
+            self.nonces.append(self.buffer[start + 4 : start + HEADER])
+            self.texts.append(self.buffer[start + HEADER : start + self.segment])
 
     def is_run(self, count: int) -> bool:
         """True if the first ``count`` records have one index and consecutive data counters of one block.
