@@ -135,6 +135,10 @@ class PacketLoop(asyncio.SelectorEventLoop):
         self._packets.woken = True
         return super().call_at(when, callback, *args, context=context)
 
+    def stop(self) -> None:
+        self._packets.woken = True
+        super().stop()
+
     def _failed(self, error: Exception) -> None:
         self.call_exception_handler({"message": "exception in a packet reader", "exception": error})
 

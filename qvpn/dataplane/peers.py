@@ -198,10 +198,10 @@ class PeerTable:
 
     def sending(self, peer: Peer, now: float) -> Epoch | None:
         """The epoch to seal under, after erasing those that are over."""
-        epoch = peer.sending(now)
+        epoch = peer.epochs.sending(now)
         if epoch is None:
             self.expire(peer, now)
-            epoch = peer.sending(now)
+            epoch = peer.epochs.sending(now)
         return epoch
 
     def _forget(self, epochs: Sequence[Epoch]) -> None:

@@ -103,12 +103,6 @@ class _UdpSocket:
             self.socket.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, segment)
             self.segment = segment
 
-    def send(self, data: memoryview, target: tuple[object, ...]) -> None:
-        if self.address is None:
-            self.socket.sendto(data, target)
-        else:
-            self.socket.send(data)
-
 
 class UdpBind:
     """UDP at one port, IPv4 and IPv6 where the listen address allows both (``::``)."""
@@ -249,7 +243,7 @@ class UdpBind:
                 _may_fragment(sock.socket, version, False)
 
     def send_segments(self, buffer: memoryview, segment: int, address: Address, ecn: int = 0) -> int:
-        sock = self._socket_for(address)
+        sock = self._last_socket if address is self._last_address else self._socket_for(address)
         if ecn != sock.ecn:
             sock.set_ecn(ecn)
         if 0 < len(buffer) <= segment:
@@ -298,17 +292,19 @@ class UdpBind:
 
     def _send_retrying(self, sock: _UdpSocket, data: memoryview, address: Address) -> None:
         """A connected socket first reports what ICMP said of an earlier datagram, without sending this one."""
-        target = () if sock.address is not None else _sockaddr(address, sock.family)
-        for _ in range(_STALE_ERRORS):
+        target = None if sock.address is not None else _sockaddr(address, sock.family)
+        for tries in range(_STALE_ERRORS, -1, -1):
             try:
-                sock.send(data, target)
+                if target is None:
+                    sock.socket.send(data)
+                else:
+                    sock.socket.sendto(data, target)
                 return
             except OSError as error:
-                if error.errno not in _SAID_BY_ICMP:
+                if not tries or error.errno not in _SAID_BY_ICMP:
                     raise
                 if error.errno == errno.ECONNREFUSED:
                     self._count(error)
-        sock.send(data, target)
 
     def _failed(self, sock: _UdpSocket, error: OSError) -> int:
         """Count; a connected socket whose route or source address is gone is replaced at the next connect."""
