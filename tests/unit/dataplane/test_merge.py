@@ -113,6 +113,30 @@ def test_a_foreign_source_is_refused_packet_by_packet(pair: Pair) -> None:
     assert cut(send(pair, mixed)) == cut([mixed[0], mixed[2], mixed[3]])
 
 
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_packet_between_two_equal_ones_is_neither_lost_nor_written_twice(
+    pair: Pair, version: int, repeats: int
+) -> None:
+    """Each alone in its record, as long packets are, and all of one length."""
+    header = {4: 20, 6: 40}[version]
+    between = numbered(7, FROM_ALICE[version], FROM_BOB[version], 1308)
+    assert len(between) == len(udp(1, version=version, size=1300)) == 10 + header + 1308
+    packets = [udp(n, version=version, size=1300) for n in range(4)]
+    mixed = [packets[0], *[between] * repeats, *packets[1:], between, packets[3]]
+    assert cut(send(pair, mixed)) == cut(mixed)
+    assert pair.bob.plane.stats("alice").received_packets == len(mixed)
+
+
+@pytest.mark.parametrize(("size", "ident"), [(1300, 9), (1300, 1)])
+def test_what_came_before_two_packets_that_are_not_joined_stays_before_them(
+    pair: Pair, size: int, ident: int
+) -> None:
+    before = numbered(7, FROM_ALICE[4], FROM_BOB[4], size + 8)
+    packets = [before, udp(1, size=size, ident=9), udp(2, size=size, ident=ident), before]
+    assert cut(send(pair, packets)) == cut(packets)
+
+
 def test_a_tun_that_refuses_is_counted_by_packets(pair: Pair) -> None:
     pair.bob.tun.room = 0
     assert send(pair, [udp(n) for n in range(20)]) == []
