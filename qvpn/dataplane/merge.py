@@ -12,6 +12,7 @@ Only what arrived together is joined, nothing waits.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -84,8 +85,10 @@ def udp_shape(data: memoryview) -> _Shape | None:
 class UdpMerger:
     """One growing superpacket.  The caller flushes it before it writes anything else, and at the end of a batch."""
 
-    def __init__(self, table: PeerTable, tun: Tun) -> None:
+    def __init__(self, table: PeerTable, tun: Tun, write_earlier: Callable[[], None]) -> None:
+        """``write_earlier()``: write what was accepted before."""
         self._table = table
+        self._write_earlier = write_earlier
         self._tun = tun
         self._buffer = memoryview(bytearray(MAX_IP + VNET_HEADER))
         self._array = np.frombuffer(self._buffer, np.uint8)
@@ -102,7 +105,8 @@ class UdpMerger:
     def add(self, peer: Peer, plaintext: memoryview, packets: list[memoryview]) -> bool:
         """Take the packets of one record; False, and nothing done, if they do not belong together.
 
-        ``packets`` are accepted ones that are not written yet; the last of them may be taken out of it.
+        ``packets`` are accepted ones that are not written yet: the last of them may be taken out of it, and the rest
+        is written before anything else.
         """
         candidate, self._candidate = self._candidate, None  # whatever happens now, it is no longer the last
         shape = udp_shape(plaintext)
@@ -115,11 +119,20 @@ class UdpMerger:
         if self._table.allowed.lookup(ip.source(plaintext, VNET_HEADER)) is not peer:
             return False
         known = self.count and peer is self._peer and shape == self._shape and key == self._key
-        if not known and many == 1 and not (candidate and self._takes(candidate, peer, shape, key, plaintext)):
-            self._candidate = (peer, shape, key, plaintext)
-            return False
         if not known and many == 1:
+            if (
+                candidate is None
+                or candidate[:3] != (peer, shape, key)
+                or not _follows(shape, candidate[3], plaintext)
+            ):
+                self._candidate = (peer, shape, key, plaintext)
+                return False
             packets.pop()
+            self._write_earlier()
+            self._start(peer, shape, key, candidate[3])
+            self._append(shape, candidate[3], 1)
+        else:
+            self._write_earlier()
         peer.source_checks += many
         step = SEGMENTS * shape.size
         for start in range(0, len(plaintext), step):
@@ -145,16 +158,6 @@ class UdpMerger:
         else:
             peer.tun_refused += count
             peer.drops.count(DropReason.TUN_FULL, count)
-
-    def _takes(
-        self, candidate: _Candidate, peer: Peer, shape: _Shape, key: tuple[bytes, ...], plaintext: memoryview
-    ) -> bool:
-        """Begin with the packet before this one, if this one can be joined to it."""
-        if candidate[:3] != (peer, shape, key) or not _follows(shape, candidate[3], plaintext):
-            return False
-        self._start(peer, shape, key, candidate[3])
-        self._append(shape, candidate[3], 1)
-        return True
 
     def _join(self, peer: Peer, shape: _Shape, key: tuple[bytes, ...], plaintext: memoryview) -> None:
         many = len(plaintext) // shape.size

@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 
 from qvpn.netio.base import Received
+from qvpn.netio.memory import Impairments
 from qvpn.tunnel.drops import DropReason
+from qvpn.tunnel.records import OVERHEAD
 from tests.unit.dataplane.segments import UDP, Big, finish
 from tests.unit.dataplane.support import ALICE, FROM_ALICE, FROM_BOB, Pair, numbered
 from tests.unit.dataplane.test_chunks import watch_calls
@@ -135,6 +137,15 @@ def test_what_came_before_two_packets_that_are_not_joined_stays_before_them(
     before = numbered(7, FROM_ALICE[4], FROM_BOB[4], size + 8)
     packets = [before, udp(1, size=size, ident=9), udp(2, size=size, ident=ident), before]
     assert cut(send(pair, packets)) == cut(packets)
+
+
+def test_what_came_before_a_record_of_more_than_one_superpacket_stays_before_it(pair: Pair) -> None:
+    """Long datagrams hold more small packets than one write takes."""
+    small = [udp(n, size=4) for n in range(200)]
+    before = numbered(7, FROM_ALICE[4], FROM_BOB[4], len(b"".join(small)) - 30)
+    pair.network.impair_all(Impairments(max_payload=len(before) + OVERHEAD))
+    pair.alice.plane.tick()
+    assert cut(send(pair, [before, *small])) == cut([before, *small])
 
 
 def test_a_tun_that_refuses_is_counted_by_packets(pair: Pair) -> None:
