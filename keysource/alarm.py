@@ -11,7 +11,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from keysource.base import Claiming, Composed, Key, KeySource, SaePair, SourceStatus
+from keysource.base import Checkable, Claiming, Composed, Key, KeySource, SaePair, SourceStatus
 from keysource.errors import BadAnswer, KeySourceError, Unavailable
 
 MOST_REASON = 200
@@ -56,6 +56,11 @@ class Alarmed:
     def parts(self) -> dict[str, SourceStatus]:
         """Those of a source made of several; see :class:`~keysource.base.Composed`."""
         return self.source.parts() if isinstance(self.source, Composed) else {}
+
+    def check_files(self) -> None:
+        """Those that the source's table names, where it can; see :class:`~keysource.base.Checkable`."""
+        if isinstance(self.source, Checkable):
+            self.source.check_files()
 
     def raise_alarm(self, reason: str) -> None:
         """From now on no key.  Raises ``ValueError`` (the reason is none) or ``OSError`` (not on the disk, but it

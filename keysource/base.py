@@ -203,6 +203,18 @@ class Claiming(Protocol):
 
 
 @runtime_checkable
+class Checkable(Protocol):
+    """A source that can look at the files its table names without starting.  Optional: :func:`isinstance` decides."""
+
+    def check_files(self) -> None:
+        """Opens no connection, writes nothing, consumes nothing.
+
+        Raises:
+            BadSettings: a file is missing, of another kind, or readable by others.
+        """
+
+
+@runtime_checkable
 class Composed(Protocol):
     """A source made of others.  Optional: :func:`isinstance` decides."""
 

@@ -86,11 +86,12 @@ def _outer_addresses(config: Config, peer: Peer) -> None:
 
 
 def _not_inside(config: Config, address: IPAddress, table: str, key: str) -> None:
+    inner = getattr(address, "ipv4_mapped", None) or address  # ::ffff:10.90.0.2 is sent to 10.90.0.2
     for peer in config.peer:
         for network in peer.allowed_ips:
-            if address in network:
+            if inner in network:
                 raise ConfigError(
-                    f'{address} lies in {network}, the allowed_ips of peer "{peer.name}": '
+                    f'{inner} lies in {network}, the allowed_ips of peer "{peer.name}": '
                     "the tunnel would have to carry its own traffic",
                     table=table,
                     key=key,
