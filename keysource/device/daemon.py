@@ -89,6 +89,8 @@ def load(file: Path) -> DaemonConfig:
         table_name = f"[{place[0]}] " if len(place) > 1 or place[:1] in (("device",), ("driver",)) else ""
         key = ".".join(str(part) for part in (place[1:] if table_name else place))
         raise BadSettings(f"{file}: {table_name}{key}{': ' if key else ''}{text}", key=key) from None
+    except UnicodeDecodeError:  # its text quotes a byte, of a secret file perhaps
+        raise BadSettings(f"{file}: not UTF-8 text") from None
     except ValueError as error:
         raise BadSettings(f"{file}: not TOML: {error}") from None
 

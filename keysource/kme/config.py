@@ -228,6 +228,8 @@ def load(file: Path) -> KmeConfig:
         table = tomllib.loads(file.read_bytes().decode())
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError:  # its text quotes a byte, of a secret file perhaps
+        raise ConfigError(f"{file}: not UTF-8 text") from None
     except ValueError as error:
         raise ConfigError(f"{file}: not TOML: {error}") from None
     try:
