@@ -64,7 +64,8 @@ def test_times_that_follow_from_the_rekey_interval(rekey: float) -> None:
         (
             "half-open entries (until M3 verifies)",
             f"{port.HALF_OPEN_PER_SOURCE} per source (/32 or /64); "
-            f"{port.HALF_OPEN_TOTAL - port.HALF_OPEN_RESERVED} in all and, in a second, {port.ANSWERS_PER_SOURCE:g} new ones per source and {port.ANSWERS_TOTAL:g} in all",
+            f"{port.HALF_OPEN_TOTAL - port.HALF_OPEN_RESERVED} in all and, in a second, "
+            f"{port.ANSWERS_PER_SOURCE:g} new ones per source and {port.ANSWERS_TOTAL:g} in all",
         ),
     ],
 )
