@@ -75,6 +75,11 @@ class Alarmed:
             file.flush()
             os.fsync(file.fileno())
         new.replace(self._file)
+        folder = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)  # else a power cut takes the new name back, and the alarm with it
+        finally:
+            os.close(folder)
 
     def clear_alarm(self) -> None:
         """Raises ``OSError``: the alarm stands."""
