@@ -78,7 +78,14 @@ async def issue(site: Site, shares: Shares, number: int, wanted: Wanted) -> list
         raise NotNow("a KME of these slaves takes too long") from None
     except KeysNotFound:
         raise NotNow("keys were voided while they were taken") from None
-    await site.db(lambda store: store.count_issued(first, number))
+    try:
+        for peer, terms in shares.items():
+            site.usable(peer, terms)  # an alarm may have come while they were offered
+        await site.db(lambda store: store.count_issued(first, number))
+    except BaseException:
+        for key in keys:
+            wipe(key.material)
+        raise
     crashpoints.at("enc.committed")
     return keys
 
