@@ -105,6 +105,31 @@ async def test_a_broken_certificate_changes_nothing(lab):
 
 
 @loop
+async def test_a_handshake_that_outlasts_the_reload_opens_nothing(lab):
+    """Begun while the authority was believed, ended after."""
+    stranger = Authority("another CA")
+    path = lab.folder / "alice" / "pki" / "ca.crt"
+    both = lab.authority.certificate + stranger.certificate
+    await reloaded(lab, "alice", lambda: replace(path, both))
+    credential = stranger.sae("sae-alice")
+    bad = tls.client_context(lab.authority.certificate, credential.certificate, credential.private_key)
+    own = [(lab.folder / "alice" / "pki" / f"sae-alice.{end}").read_bytes() for end in ("crt", "key")]
+    good = tls.client_context(lab.authority.certificate, *own)
+    port = int(lab.plans["alice"].url.rpartition(":")[2])
+    waiting = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+    await asyncio.sleep(0.2)  # both are accepted, with the certificates of now
+    await reloaded(lab, "alice", lambda: replace(path, lab.authority.certificate))
+    answers = []
+    for (reader, writer), context in zip(waiting, (bad, good), strict=True):
+        await writer.start_tls(context, server_hostname="127.0.0.1")
+        writer.write(f"GET {STATUS} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        answers.append(await asyncio.wait_for(reader.readline(), 10))
+        writer.close()
+    assert all(b" 503 " in answer for answer in answers)
+    assert (await lab.http("sae-alice", "alice", "GET", STATUS)).status == 200
+
+
+@loop
 async def test_an_authority_that_is_believed_no_more_is_cut_off_at_once(lab):
     """Also on the connections that there are."""
     stranger = Authority("another CA")
