@@ -157,6 +157,6 @@ def _peer(peer_sae: str) -> str:
 def _hops(said: str | None) -> int:
     if said is None:
         return 0
-    if not said.isascii() or not said.isdigit() or not int(said[:6]) < 256:
+    if not said.isascii() or not said.isdigit() or len(said) > 3 or int(said) > 255:
         raise BadAnswer("the key provider names a number of hops that is none")
     return int(said)
