@@ -45,7 +45,7 @@ _CREDENTIAL = "credential:"
 
 
 def new_site_key(path: Path) -> None:
-    """Write 32 random bytes in base64, mode 0600; on the disk when this returns, before anything is wrapped under them.
+    """Write 32 random bytes in base64, mode 0600; on the disk when this returns, before they wrap anything.
 
     Raises ``FileExistsError``."""
     if path.exists():
