@@ -61,6 +61,11 @@ class _Round:
         return [unit for one in made for unit in one.units]
 
 
+def units_of_a_key(shares: Shares) -> int:
+    """What one key costs, over all links: for every KME but the first a pad and the key of a MAC."""
+    return sum(terms.units for terms in shares.values()) + len(shares) - 1
+
+
 async def issue(site: Site, shares: Shares, number: int, wanted: Wanted) -> list[StoredKey]:
     """``number`` keys, each on the disks of all these KMEs.
 
