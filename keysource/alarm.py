@@ -11,7 +11,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from keysource.base import Checkable, Claiming, Composed, Key, KeySource, SaePair, SourceStatus
+from keysource.base import Checkable, Claiming, Composed, Key, KeySource, Looking, SaePair, SourceStatus
 from keysource.errors import BadAnswer, KeySourceError, Unavailable
 
 MOST_REASON = 200
@@ -38,7 +38,16 @@ class Alarmed:
         return self.source.sae_pair(peer_sae)
 
     async def status(self, peer_sae: str) -> SourceStatus:
-        status = await self.source.status(peer_sae)
+        return self._alarmed(await self.source.status(peer_sae))
+
+    async def look(self) -> SourceStatus | None:
+        """See :class:`~keysource.base.Looking`."""
+        status = await self.source.look() if isinstance(self.source, Looking) else None
+        if status is not None:
+            self._load()
+        return None if status is None else self._alarmed(status)
+
+    def _alarmed(self, status: SourceStatus) -> SourceStatus:
         if self.operator_alarm is None:
             return status
         said = self._said()

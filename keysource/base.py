@@ -222,6 +222,14 @@ class Composed(Protocol):
         """What each part last said, by its name; empty before the first :meth:`KeySource.status`."""
 
 
+@runtime_checkable
+class Looking(Protocol):
+    """A source that takes keys from somewhere as soon as it is started.  Optional: :func:`isinstance` decides."""
+
+    async def look(self) -> SourceStatus | None:
+        """How it is, without :meth:`KeySource.start`: nothing is taken.  None: a start takes nothing either."""
+
+
 SourceFactory = Callable[[Mapping[str, object], SourceContext], KeySource]
 """What an entry point of ``qvpn.key_sources`` names: a class or function called with the table (without its
 ``type``) and the context.  Raises :class:`~keysource.errors.BadSettings`.  It opens nothing: ``start`` does."""
