@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from keysource.base import KEY_BYTES, End, Origin, Owner, wipe
 from keysource.device.driver import MOST_KEYS, Condition, Driver, DriverContext, Report, driver_factory
 from keysource.device.marks import Marks
-from keysource.device.messages import AlarmEvent, BlockEvent, DeviceInfo, VoidEvent
+from keysource.device.messages import ALARM_KINDS, AlarmEvent, BlockEvent, DeviceInfo, VoidEvent
 from keysource.device.server import DeviceServer
 from keysource.errors import BadAnswer, BadSettings, KeySourceError
 from keysource.settings import mistakes
@@ -156,6 +156,8 @@ class DeviceDaemon:
             case BlockEvent(block, keys):
                 await self._publish(server, block, keys)
             case AlarmEvent(active, kind, detail):
+                if kind not in ALARM_KINDS:  # a driver's mistake must not cost the alarm
+                    kind, detail = "device", f"{kind}: {detail}"
                 server.alarm(active, kind, _printable(detail))
             case VoidEvent(before):
                 server.void(before)
