@@ -11,7 +11,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from keysource.base import Claiming, Composed, Key, KeySource, SaePair, SourceStatus
+from keysource.base import Checkable, Claiming, Composed, Key, KeySource, Looking, SaePair, SourceStatus
 from keysource.errors import BadAnswer, KeySourceError, Unavailable
 
 MOST_REASON = 200
@@ -38,7 +38,16 @@ class Alarmed:
         return self.source.sae_pair(peer_sae)
 
     async def status(self, peer_sae: str) -> SourceStatus:
-        status = await self.source.status(peer_sae)
+        return self._alarmed(await self.source.status(peer_sae))
+
+    async def look(self) -> SourceStatus | None:
+        """See :class:`~keysource.base.Looking`."""
+        status = await self.source.look() if isinstance(self.source, Looking) else None
+        if status is not None:
+            self._load()
+        return None if status is None else self._alarmed(status)
+
+    def _alarmed(self, status: SourceStatus) -> SourceStatus:
         if self.operator_alarm is None:
             return status
         said = self._said()
@@ -57,6 +66,11 @@ class Alarmed:
         """Those of a source made of several; see :class:`~keysource.base.Composed`."""
         return self.source.parts() if isinstance(self.source, Composed) else {}
 
+    def check_files(self) -> None:
+        """Those that the source's table names, where it can; see :class:`~keysource.base.Checkable`."""
+        if isinstance(self.source, Checkable):
+            self.source.check_files()
+
     def raise_alarm(self, reason: str) -> None:
         """From now on no key.  Raises ``ValueError`` (the reason is none) or ``OSError`` (not on the disk, but it
         stands until the end of this process)."""
@@ -70,6 +84,11 @@ class Alarmed:
             file.flush()
             os.fsync(file.fileno())
         new.replace(self._file)
+        folder = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)  # else a power cut takes the new name back, and the alarm with it
+        finally:
+            os.close(folder)
 
     def clear_alarm(self) -> None:
         """Raises ``OSError``: the alarm stands."""

@@ -203,11 +203,31 @@ class Claiming(Protocol):
 
 
 @runtime_checkable
+class Checkable(Protocol):
+    """A source that can look at the files its table names without starting.  Optional: :func:`isinstance` decides."""
+
+    def check_files(self) -> None:
+        """Opens no connection, writes nothing, consumes nothing.
+
+        Raises:
+            BadSettings: a file is missing, of another kind, or readable by others.
+        """
+
+
+@runtime_checkable
 class Composed(Protocol):
     """A source made of others.  Optional: :func:`isinstance` decides."""
 
     def parts(self) -> dict[str, SourceStatus]:
         """What each part last said, by its name; empty before the first :meth:`KeySource.status`."""
+
+
+@runtime_checkable
+class Looking(Protocol):
+    """A source that takes keys from somewhere as soon as it is started.  Optional: :func:`isinstance` decides."""
+
+    async def look(self) -> SourceStatus | None:
+        """How it is, without :meth:`KeySource.start`: nothing is taken.  None: a start takes nothing either."""
 
 
 SourceFactory = Callable[[Mapping[str, object], SourceContext], KeySource]

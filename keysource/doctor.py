@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from cryptography import x509
 
-from keysource.base import KeySource, SourceContext
+from keysource.base import KeySource, Looking, SourceContext, SourceStatus
 from keysource.errors import KeySourceError
 from keysource.etsi014 import tls
 
@@ -154,6 +154,9 @@ async def _clock(url: str, made: ssl.SSLContext) -> Finding:
 
 async def _readiness(source: KeySource, peers: Sequence[str]) -> list[Finding]:
     try:
+        looked = await source.look() if isinstance(source, Looking) else None
+        if looked is not None:
+            return [one for peer in peers for one in _said(_keys_for(peer), looked, 0.0)]
         await source.start()
     except KeySourceError as error:
         in_use = "another process uses" in str(error)
@@ -169,7 +172,7 @@ async def _readiness(source: KeySource, peers: Sequence[str]) -> list[Finding]:
 
 
 async def _one_peer(source: KeySource, peer: str) -> list[Finding]:
-    what, deadline = f"keys for {peer or 'the peer'}", time.monotonic() + LIMIT
+    what, deadline = _keys_for(peer), time.monotonic() + LIMIT
     while True:
         began = time.perf_counter()
         try:
@@ -180,7 +183,15 @@ async def _one_peer(source: KeySource, peer: str) -> list[Finding]:
         seconds = time.perf_counter() - began
         if status.ready or time.monotonic() > deadline:
             break
-        await asyncio.sleep(0.2)  # a stream or device that is being opened
+        await asyncio.sleep(0.2)  # a stream that is being opened
+    return _said(what, status, seconds)
+
+
+def _keys_for(peer: str) -> str:
+    return f"keys for {peer or 'the peer'}"
+
+
+def _said(what: str, status: SourceStatus, seconds: float) -> list[Finding]:
     stock = "" if status.stored_keys is None else f", {status.stored_keys} keys stored"
     if not status.ready:
         todo = (

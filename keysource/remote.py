@@ -92,16 +92,21 @@ async def tls_context(table: RemoteTable, context: SourceContext) -> ssl.SSLCont
     Raises:
         BadSettings: a file is missing, is no PEM, has a wrong mode; or ``hop`` claims what cannot be checked.
     """
+    made = load_files(table, context)
+    if table.hop is Hop.PQ_TLS:
+        await _post_quantum_only(table, made)
+    return made
+
+
+def load_files(table: RemoteTable, context: SourceContext) -> ssl.SSLContext:
+    """The three files as a TLS context, without a connection.  Raises ``BadSettings``."""
     ca = _file("ca", table.ca, context, context.read_file)
     certificate = _file("certificate", table.certificate, context, context.read_file)
     private_key = _file("private_key", table.private_key, context, context.read_secret)
     try:
-        made = tls.client_context(ca, certificate, private_key)
+        return tls.client_context(ca, certificate, private_key)
     except ValueError as error:
         raise BadSettings(str(error), key="ca" if "CA" in str(error) else "private_key") from None
-    if table.hop is Hop.PQ_TLS:
-        await _post_quantum_only(table, made)
-    return made
 
 
 def _file(key: str, name: str, context: SourceContext, read: Callable[[Path], bytes]) -> bytes:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from keysource.alarm import with_alarm
-from keysource.base import KeySource, SourceContext
+from keysource.base import Checkable, KeySource, SourceContext
 from keysource.doctor import examine
 from keysource.errors import BadSettings, KeySourceError
 from keysource.registry import open_source
@@ -50,7 +50,9 @@ DEFAULT_PAYLOAD = 1500 - 48
 def check(file: Path) -> list[str]:
     """Check a configuration and every file it names; lines for a person.  Raises ConfigError."""
     site = load_site(file)
-    open_sources(site)
+    for source_name, made in open_sources(site).items():
+        if isinstance(made, Checkable):
+            _check_files(site.config, source_name, made)
     lines = [f"{file}: fine", f'site "{site.config.site.name}": fingerprint {site.identity.public.readable}']
     for peer in site.config.peer:
         keys = site.peers[peer.name]
@@ -60,6 +62,13 @@ def check(file: Path) -> list[str]:
         f"key source {name} ({table.type}): {harvestable(table)}" for name, table in site.config.key_source.items()
     ]
     return lines
+
+
+def _check_files(config: Config, name: str, source: Checkable) -> None:
+    try:
+        source.check_files()
+    except KeySourceError as error:
+        raise source_error(config, name, error) from None
 
 
 def open_sources(site: SiteFiles) -> dict[str, KeySource]:
@@ -77,6 +86,8 @@ def doctor(file: Path) -> dict[str, list[dict[str, str]]]:
     """What :mod:`keysource.doctor` finds about every key source, by name.  Raises ConfigError."""
     site = load_site(file)
     sources = open_sources(site)
+    with contextlib.suppress(OSError):  # a source that needs it says why it cannot be used
+        site.config.path(site.config.site.state).mkdir(mode=0o700, exist_ok=True)
     found = {}
     for name, table in site.config.key_source.items():
         if table.type in ("failover", "combine"):

@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from keysource.base import KEY_BYTES, End, Origin, Owner, wipe
 from keysource.device.driver import MOST_KEYS, Condition, Driver, DriverContext, Report, driver_factory
 from keysource.device.marks import Marks
-from keysource.device.messages import AlarmEvent, BlockEvent, DeviceInfo, VoidEvent
+from keysource.device.messages import ALARM_KINDS, AlarmEvent, BlockEvent, DeviceInfo, VoidEvent
 from keysource.device.server import DeviceServer
 from keysource.errors import BadAnswer, BadSettings, KeySourceError
 from keysource.settings import mistakes
@@ -89,6 +89,8 @@ def load(file: Path) -> DaemonConfig:
         table_name = f"[{place[0]}] " if len(place) > 1 or place[:1] in (("device",), ("driver",)) else ""
         key = ".".join(str(part) for part in (place[1:] if table_name else place))
         raise BadSettings(f"{file}: {table_name}{key}{': ' if key else ''}{text}", key=key) from None
+    except UnicodeDecodeError:  # its text quotes a byte, of a secret file perhaps
+        raise BadSettings(f"{file}: not UTF-8 text") from None
     except ValueError as error:
         raise BadSettings(f"{file}: not TOML: {error}") from None
 
@@ -154,6 +156,8 @@ class DeviceDaemon:
             case BlockEvent(block, keys):
                 await self._publish(server, block, keys)
             case AlarmEvent(active, kind, detail):
+                if kind not in ALARM_KINDS:  # a driver's mistake must not cost the alarm
+                    kind, detail = "device", f"{kind}: {detail}"
                 server.alarm(active, kind, _printable(detail))
             case VoidEvent(before):
                 server.void(before)

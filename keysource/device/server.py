@@ -412,6 +412,9 @@ class _Client:
                 await self.wake.wait()
 
     def _get(self, key_id: object) -> None:
+        if alarm := self._device.status().alarm:
+            self._error("device-fault", f"while an alarm stands nothing is delivered ({alarm[:150]})", 1.0)
+            return
         key = self._device.take(key_id) if isinstance(key_id, str) else None
         if key is None:
             self._error("unknown-id", "no such key, or it was delivered before")

@@ -106,6 +106,24 @@ class DeviceSource:
             qber=None if device is None else device.qber,
         )
 
+    async def look(self) -> SourceStatus:
+        """See :class:`keysource.base.Looking`: a subscription would take the device's blocks for good."""
+        try:
+            device = await DeviceClient.connect(self.socket, owner=self._owner)
+        except KeySourceError as error:
+            return SourceStatus(False, str(error))
+        try:
+            if self._check is not None:
+                self._check(device.info)
+            said = await device.status()
+        except KeySourceError as error:
+            return SourceStatus(False, str(error))
+        finally:
+            await device.aclose()
+        state = f"the link is {said.state}" + (f": {said.reason}" if said.reason else "")
+        reason = f"alarm: {said.alarm}" if said.alarm else "" if said.state == "up" else state
+        return SourceStatus(not reason, reason, device.info.origin, alarm=said.alarm, qber=said.qber)
+
     async def get_key(self, peer_sae: str) -> Key:
         stock = self._usable()
         try:

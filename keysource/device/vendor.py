@@ -20,12 +20,14 @@ from typing import Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from keysource.base import wipe
 from keysource.device.driver import Condition, DriverContext, Report
 from keysource.device.messages import AlarmEvent, BlockEvent
 from keysource.errors import BadSettings, Unavailable
 from keysource.settings import parse_settings
 
 _T = TypeVar("_T")
+_NOT_TOLD = "\0"
 POLL = 1.0
 """Seconds that one call of ``read_block`` may wait for a block."""
 
@@ -89,34 +91,43 @@ class VendorDriver:
         self._sdk = sdk()
         self._thread = ThreadPoolExecutor(1, f"driver-{context.link}"[:40])
         self._reports: deque[Report] = deque()
-        self._alarm: str | None = None
+        self._alarm: str | None = _NOT_TOLD
 
     async def start(self, first_block: int) -> None:
-        self._reports.clear()
+        self._forget()
         await self._call(partial(self._sdk.open, self._settings.address, first_block))
         self._reports.append(Condition("up"))
 
     async def next_report(self) -> Report:
         while not self._reports:
-            self._compare_alarm(await self._call(self._sdk.alarm))
             block = await self._call(partial(self._sdk.read_block, POLL))
             if block is not None:
                 if block.qber is not None:
                     self._reports.append(Condition("up", qber=block.qber))
                 self._reports.append(BlockEvent(block.sequence, block.keys))
+            self._compare_alarm(await self._call(self._sdk.alarm))  # before the block is told, not after it
         return self._reports.popleft()
 
     def erased(self, before: int) -> None:
         """If your device keeps what was read until it is told, tell it here (do not block: queue it)."""
 
     async def aclose(self) -> None:
+        self._forget()
         with contextlib.suppress(Unavailable):  # it is not there: nothing to close
             await self._call(self._sdk.close)
 
     def _compare_alarm(self, alarm: str | None) -> None:
         if alarm != self._alarm:
             self._alarm = alarm
-            self._reports.append(AlarmEvent(alarm is not None, "device", alarm or ""))
+            self._reports.appendleft(AlarmEvent(alarm is not None, "device", alarm or ""))
+
+    def _forget(self) -> None:
+        """What was not told yet is asked for again; whether the alarm was, nobody knows: so it is told anew."""
+        while self._reports:
+            report = self._reports.popleft()
+            if isinstance(report, BlockEvent):
+                wipe(report.keys)
+        self._alarm = _NOT_TOLD
 
     async def _call(self, call: Callable[[], _T]) -> _T:
         """One call of the library at a time.  Raises :class:`Unavailable`."""

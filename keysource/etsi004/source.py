@@ -39,7 +39,7 @@ from keysource.etsi004.messages import MOST_INDEX, NO_STREAM, WORDS, Delivered, 
 from keysource.etsi004.settings import Etsi004Settings
 from keysource.etsi004.stream import StreamPosition
 from keysource.etsi004.wire import PROFILES
-from keysource.remote import tls_context
+from keysource.remote import load_files, tls_context
 from keysource.seen import SeenKeys
 from keysource.settings import parse_settings
 
@@ -83,6 +83,10 @@ class Etsi004Source:
         await self._position.open()
         self._client = Etsi004Client(table.host, table.port, tls, PROFILES[table.profile])
         self._task = asyncio.create_task(self._keep_open(self._client))
+
+    def check_files(self) -> None:
+        """See :class:`keysource.base.Checkable`."""
+        load_files(self.settings, self._context)
 
     async def aclose(self) -> None:
         """CLOSE, if the server answers at once.  May be called twice."""

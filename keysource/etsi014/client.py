@@ -30,7 +30,7 @@ import asyncio
 import re
 import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -66,7 +66,7 @@ _ABOUT_KEYS = re.compile(r"\bkeys?\b", re.IGNORECASE)
 @dataclass(frozen=True, slots=True)
 class _Answer:
     status: int
-    body: bytes
+    body: bytes = field(repr=False)  # keys, where it answers a draw
     retry_after: float
 
 

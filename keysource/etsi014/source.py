@@ -40,6 +40,10 @@ class Etsi014Source:
             await self._check_group(context)
         self._client = Etsi014Client(self.settings.url, context, method=self.settings.method)
 
+    def check_files(self) -> None:
+        """See :class:`keysource.base.Checkable`."""
+        self._tls_context()
+
     async def aclose(self) -> None:
         client, self._client = self._client, None
         if client is not None:

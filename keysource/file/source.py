@@ -80,9 +80,8 @@ class FileSource:
             BadSettings: the key file or the state is missing, readable by others, damaged or in use.
             RolledBack: the next key was used before.
         """
-        wanted = None if self._settings.owner is None else Owner(self._settings.owner)
         worker = ThreadPoolExecutor(1, thread_name_prefix="keyfile")
-        opening = worker.submit(KeyFile, self._path, self._end, self._state_folder, wanted)
+        opening = worker.submit(KeyFile, self._path, self._end, self._state_folder, self._wanted_owner())
         try:
             self._keys = await asyncio.wrap_future(opening)
         except BaseException:
@@ -91,6 +90,14 @@ class FileSource:
             raise
         self._worker = worker
 
+    def check_files(self) -> None:
+        """See :class:`keysource.base.Checkable`.  The state is left alone: a running daemon has it."""
+        descriptor, _writable = _open_private(self._path)
+        try:
+            _read_header(descriptor, self._path, self._wanted_owner())
+        finally:
+            os.close(descriptor)
+
     async def aclose(self) -> None:
         """Close and give up the lock, after the call under way.  May be called twice."""
         worker, self._worker = self._worker, None
@@ -98,6 +105,9 @@ class FileSource:
         if worker is not None and keys is not None:
             worker.submit(keys.close)
             await asyncio.to_thread(worker.shutdown)
+
+    def _wanted_owner(self) -> Owner | None:
+        return None if self._settings.owner is None else Owner(self._settings.owner)
 
     def sae_pair(self, peer_sae: str) -> SaePair:
         """Named after the link: the same at both sites, whatever the configurations say."""
@@ -167,7 +177,7 @@ class KeyFile:
         self.refused: KeySourceError | None = None
         self._descriptor, self._writable = _open_private(path)
         try:
-            self.header = self._read_header(owner)
+            self.header = _read_header(self._descriptor, path, owner)
             self._index: dict[str, int] | None = None
             self._positions = PositionFile(state, self.header.link, end)
             self.position = self._positions.open()
@@ -289,17 +299,6 @@ class KeyFile:
         )
         raise self.refused
 
-    def _read_header(self, owner: Owner | None) -> Header:
-        try:
-            header = decode_untrusted(os.pread(self._descriptor, HEADER_BYTES, 0))
-        except BadSettings as error:
-            raise BadSettings(f"{self.path}: {error}", key="path") from None
-        if os.fstat(self._descriptor).st_size != offset(header.count):
-            raise BadSettings(f"{self.path}: is not complete; it should hold {header.count} keys", key="path")
-        if owner not in (None, header.owner):
-            raise BadSettings(f'{self.path}: was made with owner = "{header.owner}", not "{owner}"', key="owner")
-        return header
-
 
 def _open_private(path: Path) -> tuple[int, bool]:
     """A descriptor of a file that nobody else may read, and whether it may be written."""
@@ -325,6 +324,18 @@ def _open_private(path: Path) -> tuple[int, bool]:
         os.close(descriptor)
         raise BadSettings(f"{path}: {problem}", key="path")
     return descriptor, writable
+
+
+def _read_header(descriptor: int, path: Path, owner: Owner | None) -> Header:
+    try:
+        header = decode_untrusted(os.pread(descriptor, HEADER_BYTES, 0))
+    except BadSettings as error:
+        raise BadSettings(f"{path}: {error}", key="path") from None
+    if os.fstat(descriptor).st_size != offset(header.count):
+        raise BadSettings(f"{path}: is not complete; it should hold {header.count} keys", key="path")
+    if owner not in (None, header.owner):
+        raise BadSettings(f'{path}: was made with owner = "{header.owner}", not "{owner}"', key="owner")
+    return header
 
 
 def _wipe_result(result: Future[Key]) -> None:

@@ -22,12 +22,17 @@ def common_name(certificate: Certificate) -> str | None:
 
 def uri_name(certificate: Certificate, prefix: str) -> str | None:
     """What stands after ``prefix`` in the one URI that begins so; None where there is none or more than one."""
-    names = [
+    names = uri_names(certificate, prefix)
+    return names[0] if len(names) == 1 and names[0] else None
+
+
+def uri_names(certificate: Certificate, prefix: str) -> list[str]:
+    """What stands after ``prefix`` in every URI of a certificate that begins so."""
+    return [
         str(value)[len(prefix) :]
         for kind, value in (certificate or {}).get("subjectAltName", ())
         if kind == "URI" and str(value).startswith(prefix)
     ]
-    return names[0] if len(names) == 1 and names[0] else None
 
 
 def sae_reader(source: str, prefix: str) -> Callable[[Certificate], str | None]:

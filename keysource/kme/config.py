@@ -46,7 +46,7 @@ store = "state/kme.sqlite"               # in a folder of its own, mode 0700
 # max_SAE_ID_count = 8                   # additional slaves of one key; 0: no multicast
 # requests_per_second = 100.0            # of one SAE; 0: as many as it likes
 # burst = 1000                           # requests that it may make at once after a rest
-# keys_per_second = 0.0                  # that one SAE may draw as master; 0: as many as there are
+# keys_per_second = 0.0                  # of 256 bits, that one SAE may draw as master; 0: as many as there are
 # refuse_unhandled_optional = false      # true: an extension_optional that we do not know is refused
 # key_epoch = 3600                       # seconds after which stored keys are wrapped anew
 
@@ -228,6 +228,8 @@ def load(file: Path) -> KmeConfig:
         table = tomllib.loads(file.read_bytes().decode())
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError:  # its text quotes a byte, of a secret file perhaps
+        raise ConfigError(f"{file}: not UTF-8 text") from None
     except ValueError as error:
         raise ConfigError(f"{file}: not TOML: {error}") from None
     try:

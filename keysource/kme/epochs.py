@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
+import fcntl
 import os
 import struct
 from collections.abc import Collection
@@ -43,8 +45,20 @@ _CREDENTIAL = "credential:"
 
 
 def new_site_key(path: Path) -> None:
-    """Write 32 random bytes in base64, mode 0600.  Raises ``FileExistsError``."""
-    write_new(path, base64.b64encode(os.urandom(KEY_BYTES)) + b"\n", 0o600)
+    """Write 32 random bytes in base64, mode 0600; on the disk when this returns, before they wrap anything.
+
+    Raises ``FileExistsError``."""
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path))
+    part = path.with_name(f"{path.name}.{os.getpid()}.new")
+    part.unlink(missing_ok=True)
+    write_new(part, base64.b64encode(os.urandom(KEY_BYTES)) + b"\n", 0o600)
+    try:
+        _sync(part)
+        os.link(part, path)  # the whole file or none; never over one that is there
+    finally:
+        part.unlink()
+    _sync(path.parent)
 
 
 def site_key_path(text: str, base: Path) -> Path:
@@ -177,21 +191,25 @@ class EpochKeys:
         except FileNotFoundError:
             self._create()
             descriptor = os.open(self.path, flags)
-        if os.fstat(descriptor).st_mode & 0o077:
+        try:
+            if os.fstat(descriptor).st_mode & 0o077:
+                raise StoreError(f"{self.path}: others may read it; it must have mode 0600")
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the store's lock does not cover a file elsewhere
+        except BlockingIOError:
             os.close(descriptor)
-            raise StoreError(f"{self.path}: others may read it; it must have mode 0600")
+            raise StoreError(f"{self.path}: another KME process uses these epoch keys") from None
+        except BaseException:
+            os.close(descriptor)
+            raise
         return descriptor
 
     def _create(self) -> None:
         part = self.path.with_name(self.path.name + ".new")
         part.unlink(missing_ok=True)
         write_new(part, _NAME + bytes(_SLOTS * _SLOT), 0o600)
-        for path in (part, part.parent):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            os.fsync(descriptor)
-            os.close(descriptor)
-            if path is part:
-                part.rename(self.path)
+        _sync(part)
+        part.rename(self.path)
+        _sync(part.parent)
 
     def _read(self) -> None:
         raw = os.pread(self._file, len(_NAME) + _SLOTS * _SLOT + 1, 0)
@@ -221,3 +239,11 @@ class EpochKeys:
     def _write(self, slot: int, content: bytes) -> None:
         os.pwrite(self._file, content.ljust(_SLOT, b"\0"), len(_NAME) + slot * _SLOT)
         os.fsync(self._file)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -88,8 +88,22 @@ class Listener:
         for site in self._sites:
             await site.start()
 
+    def _believes(self, request: web.Request) -> bool:
+        """A handshake that began before the certificates changed and ended after was checked by the old authorities,
+        and its connection was not there yet when the others were cut."""
+        connection: ssl.SSLObject | None = request.get_extra_info("ssl_object")
+        if connection is None or connection.context is self._context:
+            return connection is not None
+        old, new = (set(context.get_ca_certs(binary_form=True)) for context in (connection.context, self._context))
+        return bool(old) and old <= new
+
     @web.middleware
     async def _count(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not self._believes(request):
+            said = {"message": "the authorities have changed meanwhile; connect again"}
+            answer = web.json_response(said, status=503, headers={"Retry-After": "1"})
+            answer.force_close()
+            return answer
         self._busy.add(request.protocol)
         try:
             return await handler(request)

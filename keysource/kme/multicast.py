@@ -61,6 +61,11 @@ class _Round:
         return [unit for one in made for unit in one.units]
 
 
+def units_of_a_key(shares: Shares) -> int:
+    """What one key costs, over all links: for every KME but the first a pad and the key of a MAC."""
+    return sum(terms.units for terms in shares.values()) + len(shares) - 1
+
+
 async def issue(site: Site, shares: Shares, number: int, wanted: Wanted) -> list[StoredKey]:
     """``number`` keys, each on the disks of all these KMEs.
 
@@ -78,7 +83,14 @@ async def issue(site: Site, shares: Shares, number: int, wanted: Wanted) -> list
         raise NotNow("a KME of these slaves takes too long") from None
     except KeysNotFound:
         raise NotNow("keys were voided while they were taken") from None
-    await site.db(lambda store: store.count_issued(first, number))
+    try:
+        for peer, terms in shares.items():
+            site.usable(peer, terms)  # an alarm may have come while they were offered
+        await site.db(lambda store: store.count_issued(first, number))
+    except BaseException:
+        for key in keys:
+            wipe(key.material)
+        raise
     crashpoints.at("enc.committed")
     return keys
 

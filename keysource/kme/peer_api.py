@@ -10,7 +10,7 @@ from aiohttp import web
 from keysource.etsi014.messages import to_json
 from keysource.kme import crashpoints, peering
 from keysource.kme.audit import Audit
-from keysource.kme.auth import certificate_of, common_name
+from keysource.kme.auth import Certificate, certificate_of, common_name, uri_names
 from keysource.kme.logs import hashed
 from keysource.kme.records import BadDeposit, Reservation, Terms
 from keysource.kme.sae_api import Handler, Refused, bounded_errors
@@ -105,12 +105,22 @@ class PeerApi:
         return web.json_response({"gone": gone})
 
     def _caller(self, request: web.Request) -> str:
-        peer = common_name(certificate_of(request))
-        if peer is None or self._site.config.peer(peer) is None:
+        certificate = certificate_of(request)
+        peer = common_name(certificate)
+        if peer is None or self._site.config.peer(peer) is None or self._is_an_sae(certificate):
             log.warning("a stranger was refused at the KMEs' listener", common_name=(peer or "")[:64])
             self._audit.refused("stranger at the KMEs' listener", time.monotonic(), kme=(peer or "")[:64])
             raise Refused(401, "")
         return peer
+
+    def _is_an_sae(self, certificate: Certificate) -> bool:
+        """Where SAEs are named by URIs nobody watches their common names: one may read like a KME's."""
+        config = self._site.config
+        if config.kme.sae_id_from != "san-uri":
+            return False
+        prefix = config.kme.sae_id_prefix
+        names = uri_names(certificate, prefix)
+        return any(prefix or config.local_sae(name) or config.peer_of(name) for name in names)
 
     def _check(self, peer: str, terms: Terms, link: str) -> None:
         config = self._site.config

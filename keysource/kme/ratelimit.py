@@ -17,14 +17,15 @@ class TokenBucket:
         self._tokens, self._at = burst, 0.0
 
     def wait(self, now: float, tokens: float = 1.0) -> float:
-        """Take tokens and return 0, or take none and return the seconds until there are enough."""
+        """Take tokens and return 0, or take none and return the seconds until there are enough.  Who wants more than
+        there can ever be gets them from a full bucket, which owes the rest."""
         if not self._rate:
             return 0.0
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
         self._at = now
-        tokens = min(tokens, self._burst)
-        if tokens > self._tokens:
-            return (tokens - self._tokens) / self._rate
+        needed = min(tokens, self._burst)
+        if needed > self._tokens:
+            return (needed - self._tokens) / self._rate
         self._tokens -= tokens
         return 0.0
 
@@ -41,7 +42,7 @@ class RateLimits:
         return self._requests.of(sae).wait(now)
 
     def keys(self, sae: Sae, number: int, now: float) -> float:
-        """The same for drawing ``number`` keys."""
+        """The same for drawing ``number`` units of 256 bits, which is what a key costs the link."""
         return self._keys.of(sae).wait(now, number)
 
 

@@ -202,7 +202,8 @@ class SaeApi:
         wanted = self._wanted(asked)
         if self._faults.fault is Fault.EMPTY:
             raise NotNow(f"no keys are left for {slave!r}", reason=EXHAUSTED)
-        self._wait(sae, "keys", self._rates.keys(sae, asked.number, time.monotonic()))
+        units = asked.number * multicast.units_of_a_key(shares)
+        self._wait(sae, "keys", self._rates.keys(sae, units, time.monotonic()))
         self._audit.open()
         keys = await self._issue(shares, asked.number, wanted)
         self.traffic[sae.id].issued += len(keys)

@@ -139,8 +139,8 @@ def migrate(db: sqlite3.Connection, seal: Seal) -> bool:
     if db.execute("SELECT 1 FROM meta WHERE name = 'unclean'").fetchone() is None:
         return False
     db.execute("VACUUM")  # no free page keeps a key in clear; done again where a crash came before the next line
-    db.execute("DELETE FROM meta WHERE name = 'unclean'")
     db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.execute("DELETE FROM meta WHERE name = 'unclean'")
     return True
 
 

@@ -128,17 +128,21 @@ class KmeServer:
                     await self._reload(ordered)
                 except ConfigError as error:
                     log.error("nothing was reloaded, all goes on as it was", reason=str(error))
+                except OSError as error:  # no descriptor left, say
+                    self._fingerprint = ()  # serve on, but try again: the old files must not be believed for good
+                    log.error("the reload is not complete, it will be tried again", reason=error.strerror)
 
     async def _reload(self, configuration: bool) -> None:
         """Raises :class:`ConfigError`; then nothing has changed."""
         config = load(self._file) if configuration and self._file else self.config
         if mistake := needs_restart(self.config, config):
             raise ConfigError(mistake)
+        read = fingerprint(config)  # before they are read: a file that changes meanwhile is read again
         server, _client = contexts(config)
         clients = {peer.id: contexts(config)[1] for peer in config.peer_kme}
         self.site.config = config
         self._sae_api.reconfigure()
-        self._fingerprint = fingerprint(config)
+        self._fingerprint = read
         for place, listener in enumerate(self._listeners):
             await listener.renew(server if place < _PLAIN else only_tls13(contexts(config)[0]))
         await asyncio.gather(*(self.site.peers[peer].renew(context) for peer, context in clients.items()))

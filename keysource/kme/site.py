@@ -187,6 +187,7 @@ class Site:
             async with asyncio.timeout(ISSUE_TIMEOUT):
                 reserved = await self._have_reserved(peer, link, terms, number, wanted, mine)
             # No deadline from here on: the store would go on without us, and what it deletes would be nobody's.
+            self._well(peer)  # an alarm may have come while they were offered
             return await self._hand_out(peer, reserved, terms.size)
         except TimeoutError:
             raise NotNow(f"KME {peer!r} takes too long") from None
@@ -338,7 +339,10 @@ class Site:
 
     async def fetch(self, master: str, slave: str, key_ids: list[str]) -> list[StoredKey]:
         """Raises :class:`NotTheSlave` or :class:`KeysNotFound`; then nothing is gone."""
-        return await self.db(lambda store: store.fetch(master, slave, key_ids))
+        # Asked now, not when the key was reserved: a day may lie between, and the configuration may be another.
+        sae = self.config.local_sae(slave)
+        may = sae is not None and master in sae.may_share_with
+        return await self.db(lambda store: store.fetch(master, slave, key_ids, may=may))
 
     def _well(self, peer: str) -> LinkState:
         link = self.links[peer]

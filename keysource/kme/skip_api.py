@@ -44,8 +44,9 @@ class SkipApi:
 
     async def new_key(self, caller: str, remote_system: str) -> Issued:
         sae, peer = self._sae(caller), self._config.peer_of(remote_system)
-        if peer is None:
-            raise Refused(400, "remoteSystemID: no KME is known that serves it")
+        # The server has matched globs, as SKIP's capabilities may have; a name of ours is never one.
+        if peer is None or remote_system not in sae.may_share_with:
+            raise Refused(400, "remoteSystemID: no system that shares keys with this one")
         self._wait(sae, "keys", self._rates().keys(sae, 1, time.monotonic()))
         try:
             self._audit.open()

@@ -98,6 +98,11 @@ class Store(Vault):
                 f"{self.path}: keys of the link to {link.peer!r} come from end {known.end.value!r} of {known.name!r};"
                 f" the device there says that it is end {link.end.value!r} of {link.name!r}"
             )
+        if self._db.execute("SELECT 1 FROM link WHERE name = ? AND peer != ?", (link.name, link.peer)).fetchone():
+            raise StoreError(
+                f"{self.path}: another link is called {link.name!r} too; key_IDs come from a link's name, so two keys"
+                " would have the same one: rename one of them at both its ends"
+            )
         with self._transaction():
             self._db.execute(
                 "INSERT INTO link VALUES (?, ?, ?, ?, ?, ?, 0, '', 0, 0)"
@@ -223,8 +228,8 @@ class Store(Vault):
                 if self._is_reserved(offer.key_id, peer, terms, offer.token):
                     continue
                 lacking = [unit.key_id for unit in offer.units if not self._is_free(peer, unit.key_id)]
-                if lacking:
-                    missing += lacking
+                if lacking or self._waiting(offer.key_id):  # a deposit came first under that name
+                    missing += lacking or [offer.key_id]
                     continue
                 key = self.joined([self._take(peer, u.key_id, 0, taking) for u in offer.units], terms.size)
                 self._wait(peer, terms, key, offer.token, now)
@@ -270,11 +275,13 @@ class Store(Vault):
         crashpoints.at("withdraw.committed")
         return gone
 
-    def fetch(self, master: str, slave: str, key_ids: Sequence[str]) -> list[StoredKey]:
+    def fetch(self, master: str, slave: str, key_ids: Sequence[str], *, may: bool = True) -> list[StoredKey]:
         """Delete keys that wait for this slave of this master and return them, all or none.
 
+        ``may``: these two may (still) share keys.
+
         Raises:
-            NotTheSlave: one waits, or waited, for other slaves only.
+            NotTheSlave: one waits, or waited, for other slaves only; or they may not.
             KeysNotFound: one is not here, was fetched, or is another master's.
         """
         with self._taking() as taking:
@@ -284,6 +291,8 @@ class Store(Vault):
             mine = [slaves.get(slave) for slaves in waiting.values()]
             if len(mine) != len(key_ids) or any(row is None or row[:2] != (master, 0) for row in mine):
                 raise KeysNotFound
+            if not may:
+                raise NotTheSlave
             keys = [self._hand_over(key_id, slave, master, taking) for key_id in key_ids]
             crashpoints.at("dec.in-transaction")
         crashpoints.at("dec.committed")

@@ -165,6 +165,10 @@ class Vault:
 def _own_site_key(store: Path) -> Path:
     """Where the operator named none: one beside the store, made with it."""
     path = store.with_name(store.name + ".site-key")
-    with contextlib.suppress(FileExistsError):
+    try:
         new_site_key(path)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from None
     return path

@@ -141,10 +141,12 @@ class FibreConfig:
 def load(path: Path) -> EndConfig | FibreConfig:
     """Read a configuration.  Raises :class:`LinkSettings` with file and key."""
     try:
-        raw = tomllib.loads(path.read_text())
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise LinkSettings(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:  # its text quotes a byte, of a secret file perhaps
+        raise LinkSettings(f"{path}: not UTF-8 text") from None
+    except tomllib.TOMLDecodeError as error:
         raise LinkSettings(f"{path}: not TOML: {error}") from None
     base = path.absolute().parent
     if raw.get("role") == "fibre":

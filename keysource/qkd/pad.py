@@ -76,7 +76,7 @@ class _State:
     base_next: int = 0
     next_block: int = 0
     acked: int = -1
-    refills: dict[int, bytes] = field(default_factory=dict)
+    refills: dict[int, bytes] = field(default_factory=dict, repr=False)
 
 
 class LinkState:

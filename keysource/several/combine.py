@@ -6,9 +6,11 @@ with all keys of 32 bytes, in the order of the table (concatenation as in ETSI T
 ``info`` binds both names, initiator first, and each key's key_ID, origin and hops.  The key_ID packs all key_IDs
 (``keyids``).
 
-Origin and hops are those of the strongest member (qkd, relayed, couriered, external, simulated): since the others
-only add to it.  The whole is ready when every member is; it is as slow as the slowest.  A member's key that was drawn
-in vain, because another member had none, is kept for the next draw, for a minute, and given to nobody.
+Origin, hops and hop are those of the weakest member (qkd, relayed, couriered, external, simulated), each by itself.
+The key is no worse than its best part; but a label with the origin of one part and the hop of another would promise
+what no part keeps, and a part that is simulated is never hidden behind one that is not.  The whole is ready when
+every member is; it is as slow as the slowest.  A member's key that was drawn in vain, because another member had
+none, is kept for the next draw, for a minute, and given to nobody; an alarm of that member burns it.
 """
 
 from __future__ import annotations
@@ -20,15 +22,16 @@ from typing import Any
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from keysource.base import KEY_BYTES, Key, Origin, SourceContext, SourceStatus, wipe
+from keysource.base import KEY_BYTES, Hop, Key, Origin, SourceContext, SourceStatus, wipe
 from keysource.errors import BadAnswer, KeySourceError, Unavailable, UnknownKeyID
 from keysource.several.keyids import pack, unpack
-from keysource.several.members import Several, check_member_claim
+from keysource.several.members import Member, Several, check_member_claim
 
 SALT = b"qvpn combine v1"
 KEPT = 60.0
 """Seconds that a key drawn in vain is kept."""
 _STRENGTH = (Origin.QKD, Origin.RELAYED, Origin.COURIERED, Origin.EXTERNAL, Origin.SIMULATED)
+_HOPS = (Hop.LOCAL, Hop.ZONE, Hop.PQ_TLS, Hop.CLASSICAL_TLS)
 
 
 class CombineSource(Several):
@@ -53,17 +56,16 @@ class CombineSource(Several):
         found = await self._ask_members(peer_sae)
         named = list(zip((member.name for member in self.members), found, strict=True))
         origins = [status.origin for status in found if status.origin is not None]
-        best = next((status for status in found if status.survives_harvest), found[0])
         return SourceStatus(
             ready=all(status.ready for status in found),
             reason="; ".join(f"{name}: {status.reason}" for name, status in named if status.reason),
-            origin=min(origins, key=_STRENGTH.index, default=None),
-            hop=best.hop,
+            origin=max(origins, key=_STRENGTH.index) if len(origins) == len(found) else None,
+            hop=max((status.hop for status in found), key=_HOPS.index),
             stored_keys=min((s.stored_keys for s in found if s.stored_keys is not None), default=None),
             key_rate=min((s.key_rate for s in found if s.key_rate is not None), default=None),
             alarm="; ".join(f"{name}: {status.alarm}" for name, status in named if status.alarm) or None,
             qber=max((s.qber for s in found if s.qber is not None), default=None),
-            survives_harvest=best.survives_harvest,
+            survives_harvest=all(status.survives_harvest for status in found),
             restarts=sum(status.restarts for status in found),
         )
 
@@ -116,12 +118,19 @@ class CombineSource(Several):
 
     async def _part(self, peer_sae: str, place: int) -> Key:
         since, kept = self._kept.pop((peer_sae, place), (0.0, None))
-        if kept is not None and self._clock() - since <= KEPT:
-            return kept
-        if kept is not None:
-            kept.wipe()
         member = self.members[place]
+        if kept is not None:
+            if self._clock() - since <= KEPT and await self._is_calm(member, peer_sae):
+                return kept
+            kept.wipe()
         return await member.source.get_key(member.peer(peer_sae))
+
+    async def _is_calm(self, member: Member, peer_sae: str) -> bool:
+        """An alarm may have come since: then the key from before it must not be used."""
+        try:
+            return (await member.source.status(member.peer(peer_sae))).alarm is None
+        except KeySourceError:
+            return False
 
     def _keep(self, peer_sae: str, place: int, key: Key) -> None:
         if (peer_sae, place) in self._kept or not self._open:
@@ -151,13 +160,14 @@ class CombineSource(Several):
             key_id = pack([key.key_id for key in keys])
         except ValueError as error:
             raise BadAnswer(f"{self._context.name}: {error}") from None
-        best = min(keys, key=lambda key: (_STRENGTH.index(key.origin), key.hops))
+        origin = max((key.origin for key in keys), key=_STRENGTH.index)
+        hops = max(key.hops for key in keys)
         material = bytearray()
         for key in keys:
             material += key.material
         try:
             derive = HKDF(SHA256(), KEY_BYTES, SALT, _info(keys, initiator, responder))
-            return Key(key_id, bytearray(derive.derive(bytes(material))), best.origin, best.hops)
+            return Key(key_id, bytearray(derive.derive(bytes(material))), origin, hops)
         finally:
             wipe(material)
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -116,15 +117,25 @@ class SimulatedSource(DeviceSource):
             return replace(status, reason=f"the process of the link {words}")
         return status
 
-    def _start_child(self) -> None:
-        settings, context = self._settings, self._context
-        auth_key = context.path(settings.auth_key or "")
+    def check_files(self) -> None:
+        """See :class:`keysource.base.Checkable`."""
+        if self._settings.socket is None:
+            self._auth_key()
+
+    def _auth_key(self) -> Path:
+        """The pad's place, where it can be read and nobody else can."""
+        auth_key = self._context.path(self._settings.auth_key or "")
         try:
-            context.read_secret(auth_key)
+            self._context.read_secret(auth_key)
         except OSError as error:
             raise BadSettings(f"{auth_key}: {error.strerror or error}", key="auth_key") from None
         except ValueError as error:
-            raise BadSettings(f"{auth_key}: {error}", key="auth_key") from None
+            raise BadSettings(str(error), key="auth_key") from None
+        return auth_key
+
+    def _start_child(self) -> None:
+        settings, context = self._settings, self._context
+        auth_key = self._auth_key()
         file = context.state / f"{context.name}.link.toml"
         try:
             write_link_file(file, link_toml(settings.model_dump(), auth_key, self.socket, context))

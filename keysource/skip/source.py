@@ -22,7 +22,7 @@ from pydantic import field_validator
 
 from keysource.base import Key, Origin, SaePair, SourceContext, SourceStatus, wipe
 from keysource.errors import BadAnswer, BadSettings, KeySourceError, Unavailable
-from keysource.remote import RemoteTable, check_url, tls_context
+from keysource.remote import RemoteTable, check_url, load_files, tls_context
 from keysource.seen import SeenKeys
 from keysource.settings import parse_settings
 from keysource.skip.client import Said, SkipClient
@@ -75,6 +75,10 @@ class SkipSource:
         """
         if self._client is None:
             self._client = SkipClient(self.settings.url, await tls_context(self.settings, self._context))
+
+    def check_files(self) -> None:
+        """See :class:`keysource.base.Checkable`."""
+        load_files(self.settings, self._context)
 
     async def aclose(self) -> None:
         client, self._client = self._client, None
@@ -153,6 +157,6 @@ def _peer(peer_sae: str) -> str:
 def _hops(said: str | None) -> int:
     if said is None:
         return 0
-    if not said.isascii() or not said.isdigit() or not int(said[:6]) < 256:
+    if not said.isascii() or not said.isdigit() or len(said) > 3 or int(said) > 255:
         raise BadAnswer("the key provider names a number of hops that is none")
     return int(said)

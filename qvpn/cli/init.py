@@ -20,6 +20,7 @@ from qvpn.cli.output import fail, usage
 from qvpn.cli.templates import PairFacts, SiteFacts, render
 from qvpn.config import identity
 from qvpn.config.load import parse_config
+from qvpn.config.schema import MAX_REKEY, MIN_REKEY
 from qvpn.config.units import HostPort, parse_duration, parse_host_port, parse_name, parse_network
 
 KINDS = ("simulated", "etsi014", "file")
@@ -46,7 +47,7 @@ def init(
     right_net: Annotated[list[str] | None, typer.Option(help="Network behind the right site.")] = None,
 ) -> None:
     """Write the configurations, keys and certificates of two sites, ready to be copied to two hosts."""
-    sites = (_site(left, "--left", "a", left_net or []), _site(right, "--right", "b", right_net or []))
+    sites = (_site(left, "--left", "a", left_net), _site(right, "--right", "b", right_net))
     _check_usage(sites, key_source, allow_simulated, rekey)
     _refuse_existing(directory, sites)
     try:
@@ -60,15 +61,22 @@ def init(
     _print_commands(directory, sites, key_source)
 
 
-def _site(text: str, option: str, end: str, networks: list[str]) -> SiteFacts:
+def _site(text: str, option: str, end: str, networks: list[str] | None) -> SiteFacts:
     name, at, place = text.partition("@")
     try:
         if not at:
             raise ValueError("write NAME@HOST:PORT")
-        nets = tuple(str(parse_network(network)) for network in networks)
-        return SiteFacts(parse_name(name), parse_host_port(place), end, _INNER[end], nets)
+        named, endpoint = parse_name(name), parse_host_port(place)
     except ValueError as error:
         raise usage(f"{option} {text}: {error}") from None
+    return SiteFacts(named, endpoint, end, _INNER[end], tuple(_net(f"{option}-net", one) for one in networks or ()))
+
+
+def _net(option: str, text: str) -> str:
+    try:
+        return str(parse_network(text))
+    except ValueError as error:
+        raise usage(f"{option}: {error}") from None
 
 
 def _check_usage(sites: Sequence[SiteFacts], kind: str, allow_simulated: bool, rekey: str) -> None:
@@ -77,7 +85,8 @@ def _check_usage(sites: Sequence[SiteFacts], kind: str, allow_simulated: bool, r
     if kind not in KINDS:
         raise usage(f"--key-source is one of {', '.join(KINDS)}, not {kind!r}")
     try:
-        parse_duration(rekey)
+        if not MIN_REKEY <= parse_duration(rekey) <= MAX_REKEY:
+            raise ValueError('it is outside "1s" to "1h"')
     except ValueError as error:
         raise usage(f"--rekey {rekey}: {error}") from None
     if kind != "file" and not allow_simulated:

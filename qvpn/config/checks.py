@@ -86,11 +86,12 @@ def _outer_addresses(config: Config, peer: Peer) -> None:
 
 
 def _not_inside(config: Config, address: IPAddress, table: str, key: str) -> None:
+    inner = getattr(address, "ipv4_mapped", None) or address  # ::ffff:10.90.0.2 is sent to 10.90.0.2
     for peer in config.peer:
         for network in peer.allowed_ips:
-            if address in network:
+            if inner in network:
                 raise ConfigError(
-                    f'{address} lies in {network}, the allowed_ips of peer "{peer.name}": '
+                    f'{inner} lies in {network}, the allowed_ips of peer "{peer.name}": '
                     "the tunnel would have to carry its own traffic",
                     table=table,
                     key=key,
@@ -134,20 +135,22 @@ def _key_source(config: Config, peer: Peer, name: str) -> None:
 
 
 def _fit_for_require_qkd(config: Config, peer: Peer, name: str, table: KeySourceTable) -> None:
-    """Of "failover" every part must be fit, since each may give the key; of "combine" one suffices."""
-    parts = {part: config.key_source[part] for part in _parts(table) if part in config.key_source} or {name: table}
-    wrong: ConfigError | None = None
-    for part, its_table in parts.items():
-        try:
-            _simulated(peer, part, its_table)
-            _harvest(peer, part, its_table)
-        except ConfigError as error:
-            wrong = wrong or error
-            continue
-        if table.type == "combine":
-            return
-    if wrong is not None:
-        raise wrong
+    """Of "failover" every part must be fit, since each may give the key; of "combine" too, since a key is labelled by
+    its weakest part.  A part may be made of parts itself."""
+    for part, its_table in _leaves(config, name, table, frozenset()).items():
+        _simulated(peer, part, its_table)
+        _harvest(peer, part, its_table)
+
+
+def _leaves(config: Config, name: str, table: KeySourceTable, above: frozenset[str]) -> dict[str, KeySourceTable]:
+    """The tables at the bottom of one that is made of others; itself where it is not.  A table that is a part of
+    itself is refused where the sources are made."""
+    above |= {name}
+    found: dict[str, KeySourceTable] = {}
+    for part in _parts(table):
+        if part in config.key_source and part not in above:
+            found |= _leaves(config, part, config.key_source[part], above)
+    return found or {name: table}
 
 
 def _parts(table: KeySourceTable) -> list[str]:

@@ -164,7 +164,7 @@ def parse_psk(data: bytes) -> bytes:
     except (binascii.Error, ValueError):
         psk = b""
     if len(psk) != _PSK_BYTES:
-        raise IdentityError("a PSK is 32 bytes in base64, as qvpn genpsk writes it")
+        raise IdentityError("must hold a PSK of 32 bytes in base64, as qvpn genpsk writes it")
     if not any(psk):
-        raise IdentityError("a PSK of zeros is no secret")
+        raise IdentityError("holds a PSK of zeros, which is no secret")
     return psk

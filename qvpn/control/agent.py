@@ -371,6 +371,7 @@ class PeerAgent:
             return
         self.record.alarm(f"key source: {alarm}")
         self.log.error("alarm of the key source", alarm=alarm, on_alarm=self.peer.on_alarm.value)
+        self.machine.distrust_held_keys(self._clock())
         if self.peer.on_alarm is OnAlarm.REKEY_NOW:
             self.machine.rekey(self._clock())
         elif self.peer.on_alarm is OnAlarm.BLOCK_NOW:

@@ -40,7 +40,7 @@ class Inbound:
         self._hooks = hooks
         self._joiner = RunJoiner(table, tun)
         self._views = ViewCache()
-        self._merger = UdpMerger(table, tun)
+        self._merger = UdpMerger(table, tun, self._flush_packets)
         self._alone = False
         """This receive is one datagram."""
         self._out = memoryview(bytearray(OUT_BYTES))
@@ -298,7 +298,7 @@ class Inbound:
     def _unpack_plain(self, peer: Peer, plaintext: memoryview) -> None:
         """One or more [virtio header + IP packet], back to back."""
         position, end = 0, len(plaintext)
-        if self._may_have_neighbours(plaintext) and self._merge(peer, plaintext):
+        if self._may_have_neighbours(plaintext) and self._merger.add(peer, plaintext, self._packets):
             return
         self._merger.flush()
         while position < end:
@@ -319,13 +319,6 @@ class Inbound:
         if not self._alone or self._merger.count:
             return True
         return ip.packet_length(plaintext, VNET_HEADER, len(plaintext)) != len(plaintext) - VNET_HEADER
-
-    def _merge(self, peer: Peer, plaintext: memoryview) -> bool:
-        """Give a record's packets to the merger, behind what was accepted before them."""
-        if not self._merger.add(peer, plaintext, self._packets):
-            return False
-        self._flush_packets()
-        return True
 
     def _accepts(self, peer: Peer, packet: memoryview) -> bool:
         """True if the packet may go to the TUN, as which it is mended then."""

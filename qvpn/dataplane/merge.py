@@ -12,6 +12,7 @@ Only what arrived together is joined, nothing waits.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +48,9 @@ class _Shape(NamedTuple):
 
 _Fields = tuple[tuple[int, int], ...]
 
+_Candidate = tuple[Peer, _Shape, tuple[bytes, ...], memoryview]
+"""A packet, as its shape and key tell it, of this peer."""
+
 _FIELDS_IPV4: _Fields = ((0, 14), (16, 4), (22, 14))
 _FIELDS_IPV6: _Fields = ((0, 56),)
 
@@ -81,8 +85,10 @@ def udp_shape(data: memoryview) -> _Shape | None:
 class UdpMerger:
     """One growing superpacket.  The caller flushes it before it writes anything else, and at the end of a batch."""
 
-    def __init__(self, table: PeerTable, tun: Tun) -> None:
+    def __init__(self, table: PeerTable, tun: Tun, write_earlier: Callable[[], None]) -> None:
+        """``write_earlier()``: write what was accepted before."""
         self._table = table
+        self._write_earlier = write_earlier
         self._tun = tun
         self._buffer = memoryview(bytearray(MAX_IP + VNET_HEADER))
         self._array = np.frombuffer(self._buffer, np.uint8)
@@ -93,13 +99,16 @@ class UdpMerger:
         self._next_id = 0
         self.count = 0
         """Packets in the superpacket; 0: there is none."""
-        self._candidate: tuple[Peer, _Shape, tuple[bytes, ...], memoryview] | None = None
+        self._candidate: _Candidate | None = None
+        """The packet that was accepted last and may begin a superpacket: the last one of ``packets``."""
 
     def add(self, peer: Peer, plaintext: memoryview, packets: list[memoryview]) -> bool:
         """Take the packets of one record; False, and nothing done, if they do not belong together.
 
-        ``packets`` are accepted ones that are not written yet; the last of them may be taken out of it.
+        ``packets`` are accepted ones that are not written yet: the last of them may be taken out of it, and the rest
+        is written before anything else.
         """
+        candidate, self._candidate = self._candidate, None  # whatever happens now, it is no longer the last
         shape = udp_shape(plaintext)
         if shape is None:
             return False
@@ -110,9 +119,20 @@ class UdpMerger:
         if self._table.allowed.lookup(ip.source(plaintext, VNET_HEADER)) is not peer:
             return False
         known = self.count and peer is self._peer and shape == self._shape and key == self._key
-        if not known and many == 1 and not self._takes_candidate(peer, shape, key, packets):
-            self._candidate = (peer, shape, key, plaintext)
-            return False
+        if not known and many == 1:
+            if (
+                candidate is None
+                or candidate[:3] != (peer, shape, key)
+                or not _follows(shape, candidate[3], plaintext)
+            ):
+                self._candidate = (peer, shape, key, plaintext)
+                return False
+            packets.pop()
+            self._write_earlier()
+            self._start(peer, shape, key, candidate[3])
+            self._append(shape, candidate[3], 1)
+        else:
+            self._write_earlier()
         peer.source_checks += many
         step = SEGMENTS * shape.size
         for start in range(0, len(plaintext), step):
@@ -138,16 +158,6 @@ class UdpMerger:
         else:
             peer.tun_refused += count
             peer.drops.count(DropReason.TUN_FULL, count)
-
-    def _takes_candidate(self, peer: Peer, shape: _Shape, key: tuple[bytes, ...], packets: list[memoryview]) -> bool:
-        """Begin with the packet before this one, if both are equal; it is in ``packets`` as it was accepted."""
-        candidate, self._candidate = self._candidate, None
-        if candidate is None or not packets or candidate[:3] != (peer, shape, key):
-            return False
-        packets.pop()
-        self._start(peer, shape, key, candidate[3])
-        self._append(shape, candidate[3], 1)
-        return True
 
     def _join(self, peer: Peer, shape: _Shape, key: tuple[bytes, ...], plaintext: memoryview) -> None:
         many = len(plaintext) // shape.size
@@ -186,6 +196,13 @@ class UdpMerger:
         self.count += many
         if shape.counted:
             self._next_id = (_U16.unpack_from(plaintext, (many - 1) * shape.size + 14)[0] + 1) & 0xFFFF
+
+
+def _follows(shape: _Shape, before: memoryview, after: memoryview) -> bool:
+    """True if two packets of one shape and key fit one superpacket, in this order."""
+    if 2 * shape.size > MAX_IP:
+        return False
+    return not shape.counted or (_U16.unpack_from(after, 14)[0] - _U16.unpack_from(before, 14)[0]) & 0xFFFF == 1
 
 
 def _equal(data: memoryview, shape: _Shape, key: tuple[bytes, ...], many: int) -> bool:

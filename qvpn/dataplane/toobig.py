@@ -27,6 +27,9 @@ GROUPS = 256
 _V4_TOTAL, _V6_TOTAL = 576, 1280
 """Longest answers (RFC 1812, 4.3.2.3; RFC 4443, 2.4 c)."""
 
+_LEAST = 68
+"""What each IPv4 link carries (RFC 791, 3.2): no less is told, whatever the records' own bytes leave of one."""
+
 _ICMP, _ICMPV6, _FRAGMENT = 1, 58, 44
 _V4_ERRORS = frozenset({3, 4, 5, 11, 12})
 _HOPS = 64
@@ -111,7 +114,7 @@ def _byte(data: memoryview, place: int) -> int:
 def v4_answer(inner: memoryview, mtu: int) -> bytes:
     """Type 3, code 4, with as much of the packet as fits."""
     quote = bytes(inner[: _V4_TOTAL - 28])
-    icmp = _sealed(struct.pack(">BBHHH", 3, 4, 0, 0, min(mtu, 0xFFFF)) + quote)
+    icmp = _sealed(struct.pack(">BBHHH", 3, 4, 0, 0, min(max(mtu, _LEAST), 0xFFFF)) + quote)
     total = ip.IPV4_HEADER + len(icmp)
     fields = (0x45, 0xC0, total, 0, 0, _HOPS, _ICMP)
     addresses = (ip.destination(inner, 0), ip.source(inner, 0))
@@ -122,7 +125,7 @@ def v4_answer(inner: memoryview, mtu: int) -> bytes:
 def v6_answer(inner: memoryview, mtu: int) -> bytes:
     """Type 2, with as much of the packet as fits."""
     quote = bytes(inner[: _V6_TOTAL - 48])
-    body = struct.pack(">BBHI", 2, 0, 0, mtu) + quote
+    body = struct.pack(">BBHI", 2, 0, 0, max(mtu, _LEAST)) + quote
     ends = ip.destination(inner, 0) + ip.source(inner, 0)
     icmp = _sealed(body, ends + struct.pack(">II", len(body), _ICMPV6))
     return _IPV6.pack(6 << 28, len(icmp), _ICMPV6, _HOPS, ends[:16], ends[16:]) + icmp

@@ -10,8 +10,9 @@ from qvpn.handshake.carrier import UdpAddress
 from qvpn.wire.datagram import mac
 
 RENEW = 120.0
-KEPT = 3
-"""Cookies that an initiator keeps: where there is no PSK an observer may have forged some of them."""
+KEPT = 8
+"""Cookies that an initiator keeps, as many as it takes in a second: where there is no PSK an observer may have forged
+all but one of them."""
 
 
 def address_bytes(address: UdpAddress) -> bytes:
@@ -54,20 +55,33 @@ class CookieBox:
     def __init__(self) -> None:
         self._cookies: deque[tuple[bytes, float]] = deque(maxlen=KEPT)
         self._turn = 0
+        self._used = b""
 
     def add(self, cookie: bytes, now: float) -> None:
         self._cookies.appendleft((cookie, now + RENEW))
-        self._turn = 0
 
     def clear(self) -> None:
         """The peer's address has changed: what it gave us there is worth nothing here."""
         self._cookies.clear()
 
+    def newest(self, now: float) -> bytes | None:
+        return self._choose(0, now)
+
     def next(self, now: float) -> bytes | None:
-        """The newest; at each further call the one before, so that retransmissions try all."""
-        live = [cookie for cookie, until in self._cookies if now < until]
-        if not live:
-            return None
-        cookie = live[self._turn % len(live)]
+        """Another at each call, whatever is added meanwhile: else a forger whose RETRY always comes last would have
+        none but its own tried."""
         self._turn += 1
-        return cookie
+        return self._choose(self._turn, now)
+
+    def worked(self) -> None:
+        """The peer took what the one used last was in: it counts as the newest."""
+        for each in tuple(self._cookies):
+            if each[0] == self._used:
+                self._cookies.remove(each)
+                self._cookies.appendleft(each)
+                return
+
+    def _choose(self, turn: int, now: float) -> bytes | None:
+        live = [cookie for cookie, until in self._cookies if now < until]
+        self._used = live[turn % len(live)] if live else b""
+        return self._used or None

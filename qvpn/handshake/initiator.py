@@ -123,7 +123,8 @@ class Attempt:
 
         Where there is no PSK an observer can forge RETRY and be first: each one counts for a while, and only the
         first after a retransmission is answered at once.  Else a forger who is nearer than R would use the count up
-        by answering each of our answers before R's own RETRY comes; so that one is kept and has its turn.
+        by answering each of our answers before R's own RETRY comes; so that one is kept and has its turn, whatever
+        the forger sends behind it.
         """
         if self.state is not InitiatorState.WAIT_M2 or self.inner is not None:
             self.core.drop(DropReason.HANDSHAKE_STATE, "RETRY")
@@ -164,6 +165,8 @@ class Attempt:
             return
         self._ephemeral = None
         self.last_reply = now
+        if self.inner is None:
+            self.core.cookies.worked()
         if self._selected is None and self._offer.new is not None:
             self.core.emit(ChainBroken())
         core = self.core
@@ -451,7 +454,7 @@ class Attempt:
             target = self.index if self._out.type is MessageType.M1 else self.peer_index
             core.emit(SendInner(self.inner.receive_index, self._out.payloads(target)))
             return
-        cookie = core.cookies.next(now)
+        cookie = core.cookies.next(now) if again else core.cookies.newest(now)
         core.emit(SendCold(self._out.datagrams(core.own_gate[self.identity], cookie, core.datagram_limit)))
 
     def _step(self, event: InitiatorEvent) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -60,6 +61,12 @@ class Keyring:
         """Keys of confirmed epochs."""
         self._drawn: Held | None = None
         self._fetched: dict[str, Held] = {}
+        self._trusted_from = -math.inf
+
+    def distrust(self, now: float) -> None:
+        """An alarm: what was drawn or fetched before is offered and taken no more.  What an attempt under way or an
+        unconfirmed epoch has in hand is theirs."""
+        self._trusted_from = now
 
     def hold_drawn(self, key: KeyMaterial, since: float) -> None:
         """I: a key that met no M4 waits for the next attempt."""
@@ -69,7 +76,7 @@ class Keyring:
 
     def take_drawn(self, now: float) -> Held | None:
         held, self._drawn = self._drawn, None
-        if held is not None and now >= held.until:
+        if held is not None and (now >= held.until or held.since < self._trusted_from):
             self.burn(held.key)
             return None
         return held
@@ -80,7 +87,8 @@ class Keyring:
 
     def fetched(self, key_id: str, now: float) -> Held | None:
         self.expire(now)
-        return self._fetched.get(key_id)
+        held = self._fetched.get(key_id)
+        return None if held is None or held.since < self._trusted_from else held
 
     def burn(self, key: KeyMaterial) -> None:
         """Never again: remember and wipe."""

@@ -91,6 +91,10 @@ class PeerHandshake:
         self._erase_everything(now, "blocked by an alarm")
         self._start_at = None
 
+    def distrust_held_keys(self, now: float) -> None:
+        """The key source has an alarm: no key that came from it before ``now`` is offered or taken again."""
+        self._core.keys.distrust(now)
+
     def unblock(self, now: float) -> None:
         """Begin again; nothing if not blocked."""
         if self._blocked:

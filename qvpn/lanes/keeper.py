@@ -187,7 +187,7 @@ class LaneKeeper:
             except TimeoutError:
                 now = loop.time()
                 punctual, looked = now - looked < self._silent / 2, now  # else it was we who were stopped
-                if punctual and self._control is not None and now - self._heard > self._silent:
+                if punctual and now - self._heard > self._silent:
                     self._kill(f"has not reported for {self._silent:g} seconds")
 
     def _on_control(self) -> None:

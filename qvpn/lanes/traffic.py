@@ -186,5 +186,9 @@ class LaneTrafficPath:
         drops = summed(self.plane.drops.nonzero(), self._drops.nonzero())
         return Report({name: self._traffic(name) for name in self._paths}, drops, self._bind.errors, limits)
 
+    def not_told(self, report: Report) -> None:
+        """This report did not reach the daemon: its limits are in the next one, for nobody else sees them."""
+        self._limits[:0] = report.limits
+
     def _traffic(self, peer: str) -> LaneTraffic:
         return lane_traffic(self.plane.stats(peer), up=self._is_up(peer))

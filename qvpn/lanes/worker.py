@@ -107,10 +107,11 @@ class LaneProcess:
             await asyncio.sleep(REPORT_INTERVAL)
 
     def _report(self) -> None:
+        report = self._path.report()
         try:
-            self._control.send(encode(self._path.report()))
-        except BlockingIOError:
-            pass  # the daemon is stopped; the next report has all of it but the limits, which the daemon sees itself
+            self._control.send(encode(report))
+        except BlockingIOError:  # the daemon is stopped: the next report has all of it
+            self._path.not_told(report)
         except OSError:
             self._end("")
 

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives import hashes, hmac
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keysource.base import Hop, KeySource, Origin, SaePair, SourceContext, SourceStatus
 from keysource.base import Key as SourceKey
-from keysource.base import KeySource, Origin, SaePair, SourceContext, SourceStatus
 from keysource.conformance import CHECKS, Check, Pair, concurrent_draws_share_no_key
 from keysource.errors import BadAnswer, BadSettings, Exhausted, NotOwner, RolledBack, Unavailable, UnknownKeyID
 from keysource.file.format import write_pair
@@ -37,6 +37,7 @@ class Memory:
         self.error: Exception | None = None
         self.alarm: str | None = None
         self.hang = False
+        self.hop, self.hops, self.said_origin = Hop.LOCAL, 0, True
         self.draws = 0
         self.made = lambda: str(uuid.uuid4())
 
@@ -49,7 +50,11 @@ class Memory:
 
     async def status(self, peer_sae: str) -> SourceStatus:
         reason = self.alarm or (str(self.error) if self.error else "")
-        return SourceStatus(not reason, reason, self.origin, stored_keys=7, alarm=self.alarm)
+        harvested = self.hop is Hop.CLASSICAL_TLS
+        origin = self.origin if self.said_origin else None
+        return SourceStatus(
+            not reason, reason, origin, self.hop, stored_keys=7, alarm=self.alarm, survives_harvest=not harvested
+        )
 
     async def get_key(self, peer_sae: str) -> SourceKey:
         assert peer_sae == self.other
@@ -57,7 +62,7 @@ class Memory:
         self.draws += 1
         key_id, material = self.made(), os.urandom(32)
         self.shared[self.other, key_id] = material
-        return SourceKey(key_id, bytearray(material), self.origin)
+        return SourceKey(key_id, bytearray(material), self.origin, self.hops)
 
     async def get_key_with_id(self, peer_sae: str, key_id: str) -> SourceKey:
         await self._fail()
@@ -138,10 +143,10 @@ async def test_many_draws_from_both_sides_at_once(kind: str) -> None:
 # combine
 
 
-async def test_the_combined_key_is_hkdf_over_all_keys_and_takes_the_strongest_origin() -> None:
+async def test_the_combined_key_is_hkdf_over_all_keys_and_takes_the_weakest_origin() -> None:
     lab = await Lab("combine").start()
     key = await lab.a.get_key("b")
-    assert key.origin is Origin.QKD
+    assert key.origin is Origin.EXTERNAL
     parts = unpack(key.key_id, 2)
     k1, k2 = (part[0].shared["b", key_id] for part, key_id in zip(lab.parts, parts, strict=True))
 
@@ -197,9 +202,37 @@ async def test_a_fetch_that_is_half_there_gives_nothing_and_is_not_to_be_repeate
         await lab.b.get_key_with_id("a", key.key_id)
 
 
+async def test_a_combined_key_promises_nothing_that_one_part_does_not_keep() -> None:
+    lab = await Lab("combine", 3).start()
+    assert (await lab.a.get_key("b")).origin is Origin.SIMULATED
+    hops = (Hop.LOCAL, Hop.CLASSICAL_TLS, Hop.ZONE)
+    for (member, _other), hop in zip(lab.parts, hops, strict=True):
+        member.hop, member.hops = hop, 3 * (hop is Hop.ZONE)
+    status = await lab.a.status("b")
+    assert (status.origin, status.hop, status.survives_harvest) == (Origin.SIMULATED, Hop.CLASSICAL_TLS, False)
+    assert (await lab.a.get_key("b")).hops == 3
+    lab.parts[1][0].said_origin = False  # nobody knows yet: then the whole does not either
+    assert (await lab.a.status("b")).origin is None
+
+
+async def test_a_key_kept_from_before_an_alarm_is_burnt() -> None:
+    lab = await Lab("combine").start()
+    first, second = lab.parts[0][0], lab.parts[1][0]
+    second.error = Exhausted("no key left")
+    with pytest.raises(Exhausted):
+        await lab.a.get_key("b")
+    second.error, first.alarm = None, "qber"
+    with pytest.raises(Unavailable):
+        await lab.a.get_key("b")
+    first.alarm = None
+    key = await lab.a.get_key("b")
+    assert first.draws == 2
+    assert (await lab.b.get_key_with_id("a", key.key_id)).material == key.material
+
+
 async def test_combine_is_ready_when_all_are() -> None:
     lab = await Lab("combine").start()
-    assert (await lab.a.status("b")).origin is Origin.QKD
+    assert (await lab.a.status("b")).origin is Origin.EXTERNAL
     lab.parts[1][0].error = Unavailable("box is off")
     status = await lab.a.status("b")
     assert (status.ready, status.reason) == (False, "m1: box is off")

@@ -105,6 +105,31 @@ async def test_a_broken_certificate_changes_nothing(lab):
 
 
 @loop
+async def test_a_handshake_that_outlasts_the_reload_opens_nothing(lab):
+    """Begun while the authority was believed, ended after."""
+    stranger = Authority("another CA")
+    path = lab.folder / "alice" / "pki" / "ca.crt"
+    both = lab.authority.certificate + stranger.certificate
+    await reloaded(lab, "alice", lambda: replace(path, both))
+    credential = stranger.sae("sae-alice")
+    bad = tls.client_context(lab.authority.certificate, credential.certificate, credential.private_key)
+    own = [(lab.folder / "alice" / "pki" / f"sae-alice.{end}").read_bytes() for end in ("crt", "key")]
+    good = tls.client_context(lab.authority.certificate, *own)
+    port = int(lab.plans["alice"].url.rpartition(":")[2])
+    waiting = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+    await asyncio.sleep(0.2)  # both are accepted, with the certificates of now
+    await reloaded(lab, "alice", lambda: replace(path, lab.authority.certificate))
+    answers = []
+    for (reader, writer), context in zip(waiting, (bad, good), strict=True):
+        await writer.start_tls(context, server_hostname="127.0.0.1")
+        writer.write(f"GET {STATUS} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        answers.append(await asyncio.wait_for(reader.readline(), 10))
+        writer.close()
+    assert all(b" 503 " in answer for answer in answers)
+    assert (await lab.http("sae-alice", "alice", "GET", STATUS)).status == 200
+
+
+@loop
 async def test_an_authority_that_is_believed_no_more_is_cut_off_at_once(lab):
     """Also on the connections that there are."""
     stranger = Authority("another CA")
@@ -317,7 +342,9 @@ def test_a_bucket_fills_with_time_and_never_above_its_burst():
     assert bucket.wait(100.5) == 0
     assert [bucket.wait(1000.0) for _ in range(5)] == [0, 0, 0, 0, 0.5]
     assert bucket.wait(999.0) == 0.5  # a clock that goes back gives nothing
-    assert TokenBucket(2.0, 4.0).wait(1.0, 100) == 0  # more than it can ever hold: as if it were all
+    large = TokenBucket(2.0, 4.0)
+    assert large.wait(1.0, 100) == 0  # more than it can ever hold: the rest is owed
+    assert large.wait(1.0) == 97 / 2
     assert TokenBucket(0.0, 1.0).wait(1.0, 1e9) == 0
 
 

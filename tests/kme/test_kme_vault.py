@@ -366,3 +366,36 @@ def test_a_store_of_a_newer_release_is_left_alone(home):
         db.execute("PRAGMA user_version=99")
     with pytest.raises(StoreError, match="newer release"), opened(home):
         pass
+
+
+def test_two_processes_cannot_share_epoch_keys(tmp_path):
+    """The second one's start would free the slots that it cannot read: the first one's keys."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir(mode=0o700)
+    shared = tmp_path / "epochs"
+    with opened(tmp_path / "a", epoch_keys=shared):
+        before = shared.read_bytes()
+        with pytest.raises(StoreError, match="another KME process uses these epoch keys"):
+            Store(tmp_path / "b" / "kme.sqlite", "kme-b", max_keys=10, epoch_keys=shared)
+        assert shared.read_bytes() == before
+    with opened(tmp_path / "a", epoch_keys=shared):
+        pass  # the lock went with it
+
+
+def test_a_site_key_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "site.key"
+
+    def no_link(*names):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="No space"):
+        broken.setattr(os, "link", no_link)
+        new_site_key(path)
+    assert not list(tmp_path.iterdir())
+    new_site_key(path)
+    first = path.read_bytes()
+    with pytest.raises(FileExistsError):
+        new_site_key(path)
+    assert path.read_bytes() == first
+    assert [file.name for file in tmp_path.iterdir()] == ["site.key"]
+    assert path.stat().st_mode & 0o777 == 0o600

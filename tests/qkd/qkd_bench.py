@@ -18,7 +18,7 @@ from keysource.qkd.distill.wire import Frame, Kind, Start, frame_untrusted
 from keysource.qkd.errors import BadFrame, LinkError
 from keysource.qkd.optics.eve import Eve, InterceptResend
 from keysource.qkd.optics.model import Optics
-from keysource.qkd.optics.monitors import TEST_SHARE, Monitor, alarm
+from keysource.qkd.optics.monitors import TEST_SHARE, Monitor, Readings, alarm
 from keysource.qkd.optics.sampler import Detections, detect
 from keysource.qkd.optics.settings import ReceiverSeed, SourceSeed
 from keysource.qkd.plan import Plan, make_plan
@@ -110,7 +110,7 @@ class Bench:
                 side.error = error
                 return True
             side.party = bob = BobBlock(self.terms, start, Ticket(0, self.material))
-            bob.guard = lambda readings: alarm(self.monitor, readings, self.optics)
+            bob.guard = self._guard
             return self._advance(side, None)
         match side.step:
             case Send(frame):
@@ -132,6 +132,11 @@ class Bench:
                 self.seeds[side.name] = seed
                 return True
         return False
+
+    def _guard(self, readings: Readings | None) -> str | None:
+        if readings is None:
+            return None if self.monitor == "none" else "no readings"
+        return alarm(self.monitor, readings, self.optics)
 
     def _carry(self, side: Side, other: Side, frame: Frame) -> None:
         body = bytes([frame.kind]) + frame.payload

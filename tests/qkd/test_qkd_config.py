@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from keysource.base import End, Owner
+from keysource.qkd.cli import main
 from keysource.qkd.config import Address, EndConfig, FibreConfig, load
 from keysource.qkd.errors import LinkSettings
 from keysource.qkd.pad import HEAD_BYTES, link_key
@@ -178,3 +180,23 @@ async def test_status_and_ledger_on_the_command_line(tmp_path: Path) -> None:
         for i in range(0, len(keys), 32):
             assert keys[i : i + 32].hex()[:16] not in words
         assert pad[:8].hex() not in words and pad[64:72].hex() not in words
+
+
+def test_a_mistake_of_the_program_is_one_sentence_without_what_was_in_hand(monkeypatch, capsys) -> None:
+    def broken(path: Path) -> None:
+        raise KeyError("5ec2e7")
+
+    monkeypatch.setattr("keysource.qkd.cli.load", broken)
+    monkeypatch.setattr(sys, "argv", ["qvpn-qkd", "check", "link.toml"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"qvpn-qkd: internal error KeyError at test_qkd_config\.py:\d+; please report it\n", said)
+
+
+def test_a_pad_in_the_place_of_a_configuration_is_not_quoted(tmp_path: Path) -> None:
+    (tmp_path / "auth.pad").write_bytes(b"\xbe\xef")
+    with pytest.raises(LinkSettings) as caught:
+        load(tmp_path / "auth.pad")
+    assert str(caught.value) == f"{tmp_path}/auth.pad: not UTF-8 text"

@@ -226,6 +226,12 @@ def test_a_monitor_that_fires_ends_the_block_before_anything_is_announced(mode: 
     assert [kind for who, kind in bench.log if who != "fibre"] == ["START", "READY", "ABORT", "AUTH", "AUTH"]
 
 
+def test_a_block_without_the_readings_that_a_monitor_wants_is_no_key() -> None:
+    bench = Bench(TERMS, optics=LOSSY, monitor="photocurrent", clicks=lambda seen: replace(seen, readings=None))
+    for side in bench.run():
+        assert side.outcome is not None and side.outcome.reason is Reason.MONITOR and not side.outcome.keys
+
+
 # What she knows, by rank
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from qkd_lab import LinkLab, until
@@ -13,6 +14,8 @@ from typer.testing import CliRunner
 from keysource.base import End
 from keysource.qkd.cli import app
 from keysource.qkd.config import EndConfig, load
+from keysource.qkd.engine import frontends
+from keysource.qkd.engine.end import LinkEnd
 from keysource.qkd.engine.frontends import Live, Recorded
 from keysource.qkd.errors import LinkError, LinkSettings, PeerLost
 from keysource.qkd.optics.sampler import Detections
@@ -99,7 +102,13 @@ async def test_a_record_is_used_once_and_a_bad_one_is_named(tmp_path: Path) -> N
         await bob.fly(4, PULSES, b"", 1)
     with pytest.raises(LinkError, match="No such file"):
         await alice.fly(5, PULSES, b"", 1)
-    (tmp_path / "bob" / "6.detections").write_bytes(os.urandom(100))
+    bad = tmp_path / "bob" / "6.detections"
+    bad.write_bytes(os.urandom(100))
+    bad.chmod(0o644)
+    with pytest.raises(LinkError, match="is open to others"):
+        await bob.fly(6, PULSES, b"", 1)
+    (tmp_path / "bob" / "6.detections.used").rename(bad)
+    bad.chmod(0o600)
     with pytest.raises(LinkError, match=r"6\.detections: not a detection record"):
         await bob.fly(6, PULSES, b"", 1)
     with pytest.raises(LinkSettings, match="exists already"):
@@ -121,6 +130,33 @@ async def test_a_device_that_is_silent_or_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(PeerLost, match="did not finish"):
         await Live(End.B, path).fly(0, PULSES, b"", 0.05)
     server.close()
+
+
+async def test_a_device_of_another_user_or_one_that_says_too_much_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(20)
+        writer.write(b"\xff" * 4)
+        writer.close()
+
+    server = await asyncio.start_unix_server(endless, tmp_path / "d.sock")
+    with pytest.raises(LinkError, match="a record of 4294967295 bytes"):
+        await Live(End.B, tmp_path / "d.sock").fly(0, PULSES, b"", 5)
+    monkeypatch.setattr(frontends, "peer_is_trusted", lambda connection: False)
+    with pytest.raises(LinkError, match="another user"):
+        await Live(End.B, tmp_path / "d.sock").fly(0, PULSES, b"", 5)
+    server.close()
+
+
+@pytest.mark.parametrize(("monitor", "fires"), [("none", False), ("photocurrent", True), ("efficiency", True)])
+async def test_a_monitor_without_readings_is_an_alarm(tmp_path: Path, monitor: str, fires: bool) -> None:
+    """A device that leaves its readings out must not switch the guard off."""
+    list(record_blocks(tmp_path, PRESET, [0]))
+    seen = await Recorded(End.B, tmp_path / "bob").fly(0, PULSES, b"", 1)
+    assert isinstance(seen, Detections) and seen.readings is not None
+    link = SimpleNamespace(config=SimpleNamespace(monitor=monitor), preset=PRESET)
+    assert (LinkEnd.guard(link, None) is not None) == fires  # type: ignore[arg-type]
 
 
 def test_the_configuration_of_a_front_end(tmp_path: Path) -> None:

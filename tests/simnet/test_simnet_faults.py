@@ -79,7 +79,7 @@ def test_prefer_qkd_goes_on_without_a_gap_and_says_so(fault: str, side: str) -> 
     assert world.run(25, lambda: world.up(QKD)), "it does not come back to qkd by itself"
 
 
-@cells
+@pytest.mark.parametrize("fault", [*TABLE, "slow", "repeated-key"])
 @sides
 def test_pqc_only_asks_nobody(fault: str, side: str) -> None:
     world = faulty(fault, side, Mode.PQC_ONLY)
@@ -113,6 +113,23 @@ def test_a_slow_key_manager_never_holds_a_handshake_up(side: str) -> None:
     world = faulty("slow", side, Mode.PREFER_QKD)
     assert world.lost() == 0
     assert all(state in (QKD, PQC) for state in (world.a.state, world.b.state))
+
+
+@pytest.mark.parametrize("fault", ["slow", "repeated-key"])
+@sides
+def test_require_qkd_lives_on_the_other_ends_keys_meanwhile(fault: str, side: str) -> None:
+    """Neither fault lets an epoch pass without a key, or with one that was in an epoch before."""
+    world = faulty(fault, side, Mode.REQUIRE_QKD)
+    assert [site.state for site in world.sites] == [QKD, QKD]
+    assert world.lost() == 0
+    for site in world.sites:
+        assert {event.state for _, event in site.log.confirmed} == {QKD}
+        names = [event.key.key_id for _, event in site.log.confirmed if event.key]
+        assert len(names) == len(set(names)) == len(site.log.confirmed) >= 4
+    if (fault, side) == ("repeated-key", "a"):
+        assert "key_repeated" in {kind for _, kind in world.a.log.alarms}
+    world.keys.fault[side] = ""
+    assert world.run(20, lambda: world.up(QKD))
 
 
 @sides

@@ -24,7 +24,7 @@ class BobBlock(Party):
 
     own, peer = b"B", b"A"
     spent: int = 0
-    guard: Callable[[Readings], str | None] = staticmethod(lambda readings: None)
+    guard: Callable[[Readings | None], str | None] = staticmethod(lambda readings: None)
 
     def _distil(self) -> Generator[Step, Answer, Bits]:
         started = self.start.frame()
@@ -48,7 +48,7 @@ class BobBlock(Party):
             raise TypeError("a step that wants detections got none")
         bases = receiver.at(seen.positions) if seen.bases is None else seen.bases
         self.ledger.raw = self.in_hand = len(seen.positions)
-        if seen.readings is not None and self.guard(seen.readings) is not None:
+        if self.guard(seen.readings) is not None:
             raise Abort(Reason.MONITOR)
         yield from self.send(wire.detected(seen.positions, bases))
         frame = yield from self.receive(Kind.SIFT)

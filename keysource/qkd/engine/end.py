@@ -157,9 +157,14 @@ class LinkEnd:
         """Seconds for the pulses of one block."""
         return 60.0 + 3.0 * self.preset.block_seconds
 
-    def guard(self, readings: Readings) -> str | None:
-        """What Bob's monitors say of a block's readings: a sentence where one fires."""
-        sentence = alarm(self.config.monitor, readings, self.preset.optics)
+    def guard(self, readings: Readings | None) -> str | None:
+        """What Bob's monitors say of a block's readings: a sentence where one fires, or where there are none to look
+        at though a monitor is configured."""
+        if readings is not None:
+            sentence = alarm(self.config.monitor, readings, self.preset.optics)
+        else:
+            missing = f'a record without readings, and monitor = "{self.config.monitor}" wants them'
+            sentence = None if self.config.monitor == "none" else missing
         if sentence is not None:
             log.warning("monitor", reason=sentence)
         return sentence

@@ -4,10 +4,12 @@ The post-processing knows only :class:`FrontEnd`.  Files and device speak the re
 Alice's end gets settings records, Bob's end detection records with bases.
 
 *Recorded*: a folder with ``BLOCK.settings`` at Alice's, ``BLOCK.detections`` at Bob's, named by the link's own block
-number.  A record is renamed to ``.used`` before it is read: the same photons never make two keys.
+number.  A record is renamed to ``.used`` before it is read: the same photons never make two keys.  Its mode is 0600:
+who has Alice's settings has the key; a used one is for the operator to erase.
 
-*Live*: a device that listens at a Unix socket.  Per block the end sends ``QDL1``, block u64, pulses u64; the device
-sends those pulses, or measures them, and answers u32 length and the record.
+*Live*: a device that listens at a Unix socket, as our user or root (a stranger there would choose the key).  Per
+block the end sends ``QDL1``, block u64, pulses u64; the device sends those pulses, or measures them, and answers u32
+length and the record.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from pathlib import Path
 from typing import Protocol
 
 from keysource.base import End
-from keysource.qkd.engine.seal import MAX_FRAME
-from keysource.qkd.errors import BadFrame, LinkError, PeerLost
-from keysource.qkd.files import sync_folder
+from keysource.device.server import peer_is_trusted
+from keysource.qkd.errors import BadFrame, LinkError, LinkSettings, PeerLost
+from keysource.qkd.files import read_private, sync_folder
 from keysource.qkd.optics.sampler import Detections
 from keysource.qkd.records import RecordedSettings, detections_untrusted, settings_untrusted
 
@@ -44,6 +46,11 @@ class FrontEnd(Protocol):
     async def fly(self, block: int, pulses: int, seed: bytes, patience: float) -> Flown:
         """Send or measure a block.  Raises :class:`LinkError`."""
         ...
+
+
+def most_bytes(end: End, pulses: int) -> int:
+    """Of a record of that many pulses."""
+    return 64 + (3 * (pulses // 8 + 1) if end is End.A else 5 * pulses)
 
 
 def record_untrusted(end: End, record: bytes, pulses: int) -> Detections | RecordedSettings:
@@ -91,9 +98,11 @@ class Recorded:
                 raise LinkError(f"{path}: this block was used before")
             path.rename(used)
             sync_folder(self._folder)  # first out of reach, then read
-            record = used.read_bytes()
+            record = read_private(used, "the record")
         except OSError as error:
             raise LinkError(f"{path}: {error.strerror}") from None
+        except LinkSettings as error:
+            raise LinkError(str(error)) from None
         try:
             return record_untrusted(self._end, record, pulses)
         except BadFrame as error:
@@ -134,9 +143,11 @@ class Live:
     async def _ask(self, block: int, pulses: int) -> bytes:
         reader, writer = await asyncio.open_unix_connection(os.fspath(self._path))
         try:
+            if not peer_is_trusted(writer.get_extra_info("socket")):
+                raise BadFrame("the device there runs as another user")
             writer.write(_ASK.pack(b"QDL1", block, pulses))
             length = int.from_bytes(await reader.readexactly(4), "big")
-            if length > 16 * MAX_FRAME:
+            if length > most_bytes(self._end, pulses):
                 raise BadFrame(f"a record of {length} bytes")
             return await reader.readexactly(length)
         finally:

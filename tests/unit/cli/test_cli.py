@@ -206,9 +206,9 @@ def test_init_with_the_simulated_link(
         (["--rekey", "5"], 'qvpn: --rekey 5: write a duration such as "60s", "5m" or "1h"\n'),
         (
             ["--left-net", "10.0.0.1/8"],
-            "qvpn: --left alice@192.0.2.2:51840: '10.0.0.1/8' has bits behind its prefix; did you mean "
-            '"10.0.0.0/8"?\n',
+            "qvpn: --left-net: '10.0.0.1/8' has bits behind its prefix; did you mean \"10.0.0.0/8\"?\n",
         ),
+        (["--rekey", "500ms"], 'qvpn: --rekey 500ms: it is outside "1s" to "1h"\n'),
         (["--right", "alice@192.0.2.9:1"], "qvpn: the two sites need different names\n"),
         (["--right", "bob"], "qvpn: --right bob: write NAME@HOST:PORT\n"),
         (["--right", "bob@::1:4"], "qvpn: --right bob@::1:4: an IPv6 address stands in brackets: [ADDRESS]:PORT\n"),
@@ -227,9 +227,10 @@ def test_init_used_wrongly(
 
 
 def test_init_that_cannot_work_leaves_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capfd, "init", tmp_path / "s", *INIT, "--rekey", "500ms")
+    code, out, err = run(capfd, "init", tmp_path / "s", *INIT, "--left-net", "192.0.2.0/24")
     assert (code, out) == (1, "")
-    assert err == f'{tmp_path}/s/alice/qvpn.toml: [[peer]] "bob" rekey: 0.5s is outside "1s" to "1h"\n'
+    assert err.startswith(f'{tmp_path}/s/bob/qvpn.toml: [[peer]] "alice" endpoint: 192.0.2.2 lies in 192.0.2.0/24')
+    assert err.count("\n") == 1
     assert list((tmp_path / "s").iterdir()) == []
 
 
@@ -308,6 +309,29 @@ def test_check_of_a_file_that_is_not_there(tmp_path: Path, capfd: pytest.Capture
             lambda folder: edit(folder, 'rekey = "60s"', 'rekey = "60s"\npsk = "bob.psk"'),
             '{file}: [[peer]] "bob" psk: {folder}/bob.psk: does not exist\n',
         ),
+        (
+            lambda folder: edit(folder, 'rekey = "60s"', 'rekey = "60s"\npsk = "alice.key"'),
+            '{file}: [[peer]] "bob" psk: {folder}/alice.key must hold a PSK of 32 bytes in base64, '
+            "as qvpn genpsk writes it\n",
+        ),
+        (
+            lambda folder: edit(folder, "198.51.100.2:", "[::ffff:10.90.0.2]:"),
+            '{file}: [[peer]] "bob" endpoint: 10.90.0.2 lies in 10.90.0.2/32, the allowed_ips of peer "bob": '
+            "the tunnel would have to carry its own traffic\n",
+        ),
+        (
+            lambda folder: (folder / "courier.keys").unlink(),
+            "{file}: [key_source.courier] path: {folder}/courier.keys: No such file or directory\n",
+        ),
+        (
+            lambda folder: (folder / "courier.keys").chmod(0o644),
+            "{file}: [key_source.courier] path: {folder}/courier.keys: can be read by others (mode 0644); "
+            "chmod 600 it\n",
+        ),
+        (
+            lambda folder: (folder / "courier.keys").write_bytes(b"nonsense"),
+            "{file}: [key_source.courier] path: {folder}/courier.keys: is not a file of key material\n",
+        ),
     ],
 )
 def test_check_names_what_is_wrong(sites: Path, capfd: pytest.CaptureFixture[str], break_it, sentence: str) -> None:
@@ -329,6 +353,33 @@ def test_a_wrong_table_of_a_source_is_named(sites: Path, capfd: pytest.CaptureFi
     assert (code, out) == (1, "")
     assert err.startswith(f"{sites}/alice/qvpn.toml: [key_source.courier] end: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "key"),
+    [
+        ("etsi014", "pki/sae-alice.key", "private_key"),
+        ("etsi014", "pki/sae-alice.crt", "certificate"),
+        ("etsi014", "pki/ca.crt", "ca"),
+        ("simulated", "auth.pad", "auth_key"),
+    ],
+)
+def test_check_reads_what_a_source_names(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str, file: str, key: str
+) -> None:
+    assert run(capfd, "init", tmp_path, *INIT, "--key-source", kind, "--allow-simulated")[0] == 0
+    folder = tmp_path / "alice"
+    secret = key in ("private_key", "auth_key")
+    if secret:
+        (folder / file).chmod(0o640)
+        code, out, err = run(capfd, "check", folder / "qvpn.toml")
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert f" {key}: {folder / file}: others than its owner have rights to it (mode 0640)" in err
+    (folder / file).unlink()
+    code, out, err = run(capfd, "check", folder / "qvpn.toml")
+    assert (code, out) == (1, "")
+    name = "kme" if kind == "etsi014" else "link"
+    assert err == f"{folder}/qvpn.toml: [key_source.{name}] {key}: {folder / file}: does not exist\n"
 
 
 # status, down
@@ -441,7 +492,6 @@ def test_status_text_of_a_site(capfd: pytest.CaptureFixture[str], monkeypatch: p
 
 
 def test_the_doctor_looks_at_every_source(capfd: pytest.CaptureFixture[str], sites: Path) -> None:
-    (sites / "alice/state").mkdir(mode=0o700, exist_ok=True)
     code, out, err = run(capfd, "doctor", sites / "alice/qvpn.toml")
     assert (code, err) == (0, "")
     assert out.startswith("key source courier\n  fine    keys for the peer: ready")

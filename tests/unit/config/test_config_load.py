@@ -389,7 +389,9 @@ origin = "{origin}"
         ("failover", 'hop = "zone"', "qkd", ""),
         ("failover", "", "qkd", "[key_source.second] hop: keys come from second.example"),
         ("failover", 'hop = "zone"', "simulated", "[key_source.second] is simulated"),
-        ("combine", "", "simulated", ""),
+        ("combine", 'hop = "zone"', "qkd", ""),
+        ("combine", "", "qkd", "[key_source.second] hop: keys come from second.example"),
+        ("combine", 'hop = "zone"', "simulated", "[key_source.second] is simulated"),
     ],
 )
 def test_require_qkd_looks_at_the_parts_of_a_source(kind: str, hop: str, origin: str, said: str) -> None:
@@ -400,3 +402,14 @@ def test_require_qkd_looks_at_the_parts_of_a_source(kind: str, hop: str, origin:
     else:
         parse(text)
     assert "is missing: [key_source.both]" in complaint(text.replace('sae = "sae-bob"\n', ""))
+
+
+@pytest.mark.parametrize("inner", ["failover", "combine"])
+@pytest.mark.parametrize("outer", ["failover", "combine"])
+def test_require_qkd_looks_at_the_parts_of_the_parts(outer: str, inner: str) -> None:
+    nested = f'[key_source.top]\ntype = "{outer}"\nsources = ["both", "kme"]\nsae = "alice"\n'
+    text = GOOD.replace('key_source = "kme"', 'key_source = "top"')
+    text = text.replace("[[peer]]", nested + PARTS.format(kind=inner, hop="", origin="qkd") + "[[peer]]", 1)
+    assert "[key_source.second] hop: keys come from second.example" in complaint(text)
+    in_itself = text.replace('sources = ["kme", "second"]', 'sources = ["top", "second"]')
+    assert "[key_source.second] hop" in complaint(in_itself)

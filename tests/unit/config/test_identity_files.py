@@ -101,9 +101,9 @@ def test_a_psk_is_read_back_and_others_refused() -> None:
     assert len(identity.parse_psk(text)) == 32
     assert identity.parse_psk(text) == base64.b64decode(text)
     for wrong in (b"", b"x", text[:-4], text + text, base64.b64encode(b"x" * 31)):
-        with pytest.raises(IdentityError, match="a PSK is 32 bytes in base64"):
+        with pytest.raises(IdentityError, match="must hold a PSK of 32 bytes in base64"):
             identity.parse_psk(wrong)
-    with pytest.raises(IdentityError, match="a PSK of zeros is no secret"):
+    with pytest.raises(IdentityError, match="holds a PSK of zeros, which is no secret"):
         identity.parse_psk(base64.b64encode(bytes(32)))
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from keysource.alarm import with_alarm
+from qvpn.handshake.parameters import KeyMaterial
+from qvpn.wire.messages import WireOrigin
 from tests.unit.daemon.conftest import BoxSource
 
 Play = Callable[..., None]
@@ -37,6 +39,23 @@ def test_an_operators_alarm_blocks_at_once_and_its_end_heals(play: Play, tmp_pat
         assert await world.send("alice", 5) == 5
 
     play(story, more='on_alarm = "block-now"')
+
+
+def test_a_key_held_from_before_an_alarm_is_not_offered_after_it(play: Play, tmp_path: Path) -> None:
+    async def story(world: Any) -> None:
+        armed(world, tmp_path)
+        await world.start()
+        await world.up()
+        [agent] = world.daemons["alice"].agents.values()
+        keys, held = agent.machine._core.keys, KeyMaterial("held", WireOrigin.QKD, 0, bytearray(b"h" * 32))
+        keys.hold_drawn(held, agent._clock())
+        await asyncio.sleep(1)
+        world.daemons["alice"].order_alarm({"source": "box", "active": True, "reason": "x"})
+        await asyncio.sleep(1)
+        assert keys.take_drawn(agent._clock()) is None
+        assert not any(held.material)
+
+    play(story)
 
 
 def test_with_finish_epoch_it_ends_at_the_hard_end(play: Play, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 
 from qvpn.netio.base import Received
+from qvpn.netio.memory import Impairments
 from qvpn.tunnel.drops import DropReason
+from qvpn.tunnel.records import OVERHEAD
 from tests.unit.dataplane.segments import UDP, Big, finish
 from tests.unit.dataplane.support import ALICE, FROM_ALICE, FROM_BOB, Pair, numbered
 from tests.unit.dataplane.test_chunks import watch_calls
@@ -111,6 +113,39 @@ def test_a_foreign_source_is_refused_packet_by_packet(pair: Pair) -> None:
     assert pair.bob.plane.stats("alice").drops == {DropReason.WRONG_SOURCE: 20}
     mixed = [udp(0), udp(1, source="10.99.0.1"), udp(2), udp(3, size=1200), udp(4, size=1200, source="10.99.0.1")]
     assert cut(send(pair, mixed)) == cut([mixed[0], mixed[2], mixed[3]])
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_packet_between_two_equal_ones_is_neither_lost_nor_written_twice(
+    pair: Pair, version: int, repeats: int
+) -> None:
+    """Each alone in its record, as long packets are, and all of one length."""
+    header = {4: 20, 6: 40}[version]
+    between = numbered(7, FROM_ALICE[version], FROM_BOB[version], 1308)
+    assert len(between) == len(udp(1, version=version, size=1300)) == 10 + header + 1308
+    packets = [udp(n, version=version, size=1300) for n in range(4)]
+    mixed = [packets[0], *[between] * repeats, *packets[1:], between, packets[3]]
+    assert cut(send(pair, mixed)) == cut(mixed)
+    assert pair.bob.plane.stats("alice").received_packets == len(mixed)
+
+
+@pytest.mark.parametrize(("size", "ident"), [(1300, 9), (1300, 1)])
+def test_what_came_before_two_packets_that_are_not_joined_stays_before_them(
+    pair: Pair, size: int, ident: int
+) -> None:
+    before = numbered(7, FROM_ALICE[4], FROM_BOB[4], size + 8)
+    packets = [before, udp(1, size=size, ident=9), udp(2, size=size, ident=ident), before]
+    assert cut(send(pair, packets)) == cut(packets)
+
+
+def test_what_came_before_a_record_of_more_than_one_superpacket_stays_before_it(pair: Pair) -> None:
+    """Long datagrams hold more small packets than one write takes."""
+    small = [udp(n, size=4) for n in range(200)]
+    before = numbered(7, FROM_ALICE[4], FROM_BOB[4], len(b"".join(small)) - 30)
+    pair.network.impair_all(Impairments(max_payload=len(before) + OVERHEAD))
+    pair.alice.plane.tick()
+    assert cut(send(pair, [before, *small])) == cut([before, *small])
 
 
 def test_a_tun_that_refuses_is_counted_by_packets(pair: Pair) -> None:

@@ -114,6 +114,24 @@ def test_a_superpacket_to_nowhere() -> None:
     assert pair.drops() == {DropReason.NO_ROUTE: 5}
 
 
+@pytest.mark.parametrize("most", [0, 32, 41, 62, 100])
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_link_that_carries_next_to_nothing_costs_only_the_packets(most: int, version: int) -> None:
+    """Not even the records' own bytes may fit; no sender is told less than every link carries."""
+    pair = Pair()
+    pair.established()
+    pair.network.impair_all(Impairments(max_payload=most))
+    pair.alice.plane.tick()
+    packet = numbered(1, FROM_ALICE[version], FROM_BOB[version], 1300)
+    pair.alice.tun.inject([dont_fragment(packet) if version == 4 else packet])
+    pair.alice.tun.inject([Big(FROM_ALICE[version], FROM_BOB[version], bytes(3000), 1000).virtio()])
+    pair.run()
+    assert pair.drops()[DropReason.TOO_BIG] >= 1
+    told = [packet[10:] for packet in pair.alice.tun.taken]
+    assert all(int.from_bytes(answer[26:28] if version == 4 else answer[44:48], "big") >= 68 for answer in told)
+    assert told
+
+
 def test_plain_packets_beyond_the_limit_are_counted_in_packets() -> None:
     from qvpn.tunnel.records import Limits
 

@@ -134,6 +134,21 @@ def test_a_fetched_key_serves_until_it_is_confirmed_or_old() -> None:
     assert ring.fetched("key-2", timers.HELD_KEY) is None and not any(two.material)
 
 
+def test_after_an_alarm_no_key_from_before_it_is_offered_or_taken() -> None:
+    ring, drawn, fetched = Keyring(), key(1), key(2)
+    ring.hold_drawn(drawn, 10.0)
+    ring.hold_fetched(fetched, 10.0)
+    ring.distrust(11.0)
+    assert ring.fetched("key-2", 12.0) is None and any(fetched.material)  # an unconfirmed epoch may rest on it
+    ring.confirm(fetched)
+    assert ring.take_drawn(12.0) is None and not any(drawn.material)
+    ring.hold_drawn(drawn := key(3), 10.9)  # of an attempt that was under way
+    assert ring.take_drawn(13.0) is None and not any(drawn.material)
+    ring.hold_drawn(key(4), 12.0)
+    ring.hold_fetched(key(5), 12.0)
+    assert ring.take_drawn(13.0) is not None and ring.fetched("key-5", 13.0) is not None
+
+
 def test_clear_wipes_everything() -> None:
     ring, one, two = Keyring(), key(1), key(2)
     ring.hold_drawn(one, 0.0)

@@ -19,7 +19,7 @@ from keysource.device.daemon import DeviceDaemon, load
 from keysource.device.driver import DriverContext
 from keysource.device.hardware import HardwareSource
 from keysource.device.marks import Marks
-from keysource.device.messages import BlockEvent
+from keysource.device.messages import AlarmEvent, BlockEvent
 from keysource.device.vendor import VendorBlock, VendorDriver
 from keysource.errors import BadSettings, KeySourceError, Unavailable, UnknownKeyID
 
@@ -318,6 +318,42 @@ async def test_the_vendor_skeleton_over_a_library_delivers_alarms_and_heals(
         assert LIBRARY.opened[0] == 0
         assert LIBRARY.opened[-1] > 0
         await keys.aclose()
+
+
+async def test_an_alarm_is_told_before_the_block_it_came_with_and_again_after_a_break(tmp_path: Path) -> None:
+    library = Library()
+    context = DriverContext("left-right", End.A, tmp_path, tmp_path)
+    driver = VendorDriver({"address": "10.0.0.7"}, context, sdk=lambda: library)
+    read = library.read_block
+
+    def read_and_break(timeout: float) -> VendorBlock | None:
+        library.said_alarm = "qber over its limit"
+        return read(timeout)
+
+    async def next_of(kind: type) -> list[object]:
+        told: list[object] = []
+        while not told or not isinstance(told[-1], kind):
+            told.append(await driver.next_report())
+        return told
+
+    library.read_block = read_and_break  # type: ignore[method-assign]
+    await driver.start(0)
+    told = await next_of(BlockEvent)
+    assert any(isinstance(one, AlarmEvent) and one.active for one in told)
+    await driver.aclose()  # as the daemon does where the device broke; the alarm may not have been told yet
+    await driver.start(2)
+    told = await next_of(BlockEvent)
+    assert any(isinstance(one, AlarmEvent) and one.active for one in told)
+    await driver.aclose()
+
+
+async def test_an_alarm_of_a_kind_that_there_is_not_is_an_alarm(tmp_path: Path) -> None:
+    async with running(site(tmp_path)) as daemon:
+        assert daemon.server is not None
+        await daemon._pass_on(daemon.server, AlarmEvent(True, "QBER", "12 %"))
+        assert daemon.server.status().alarm == "device: QBER: 12 %"
+        await daemon._pass_on(daemon.server, AlarmEvent(False, "QBER", ""))
+        assert daemon.server.status().alarm is None
 
 
 def test_the_skeleton_as_it_stands_says_what_it_is(tmp_path: Path) -> None:

@@ -453,3 +453,14 @@ async def test_large_blocks_and_a_slow_reader(tmp_path: Path) -> None:
     assert [event.keys for event in await take(client, 3) if isinstance(event, BlockEvent)] == contents
     await client.aclose()
     await server.aclose()
+
+
+async def test_get_gives_nothing_while_an_alarm_stands(device: DeviceServer, client: DeviceClient) -> None:
+    device.publish(7, block(2))
+    key_id = derive_key_id("left-right", 7, 1)
+    device.alarm(True, "qber", "12 %")
+    with pytest.raises(Unavailable, match="qber: 12 %") as error:
+        await client.get(key_id)
+    assert error.value.answered  # and the key is still there
+    device.alarm(False, "qber", "")
+    assert (await client.get(key_id)).key_id == key_id

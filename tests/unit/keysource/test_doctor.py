@@ -13,7 +13,11 @@ import pytest
 from aiohttp import web
 
 from keysource import doctor
-from keysource.base import Origin, SourceContext
+from keysource.alarm import with_alarm
+from keysource.base import End, Origin, SourceContext
+from keysource.device.hardware import HardwareSource
+from keysource.device.messages import DeviceInfo
+from keysource.device.server import DeviceServer
 from keysource.doctor import Finding, examine
 from keysource.etsi014 import tls
 from keysource.file.format import write_pair
@@ -157,3 +161,22 @@ async def test_a_key_file_in_use_is_no_fault(tmp_path: Path) -> None:
     await running.aclose()
     ready, _hop = await examine(table, context, FileSource(table, context), ["right"])
     assert (ready.state, ready.said.endswith("2 keys stored")) == ("fine", True)
+
+
+async def test_a_device_keeps_its_keys(tmp_path: Path) -> None:
+    device = DeviceServer(tmp_path / "d.sock", DeviceInfo("box", "left-right", End.A, origin=Origin.QKD))
+    await device.start()
+    device.set_status("up", qber=0.02)
+    device.publish(3, os.urandom(64))
+    context = SourceContext("box", tmp_path, tmp_path, "left")
+    table = {"socket": "d.sock", "origin": "qkd"}
+    source = with_alarm(HardwareSource(table, context), "box", tmp_path)
+    [ready, _hop] = await examine(table, context, source, ["right"])
+    assert (ready.state, device.holds(3), device.subscriber) == ("fine", True, None)
+    (tmp_path / "box.alarm").write_text("QBER at the box\n")
+    [ready, _hop] = await examine(table, context, source, ["right"])
+    assert (ready.state, "QBER at the box" in ready.said) == ("wrong", True)
+    wrong = table | {"origin": "couriered"}
+    [ready, _hop] = await examine(wrong, context, HardwareSource(wrong, context), ["right"])
+    assert (ready.state, 'configured is "couriered"' in ready.said) == ("wrong", True)
+    await device.aclose()

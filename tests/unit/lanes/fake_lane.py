@@ -10,7 +10,7 @@ import time
 
 from qvpn.lanes.messages import Report, Setup, decode, encode
 
-GOOD, SILENT, NONSENSE, DYING, DEAF, STOPPED = range(1, 7)
+GOOD, SILENT, NONSENSE, DYING, DEAF, STOPPED, MUTE = range(1, 8)
 
 
 def main() -> None:
@@ -27,6 +27,9 @@ def main() -> None:
     control.send(report)
     if lane == STOPPED:
         os.kill(os.getpid(), signal.SIGSTOP)
+    if lane == MUTE:
+        control.close()
+        time.sleep(60)
     if lane in (SILENT, DEAF):
         time.sleep(60)
     control.settimeout(0.05)

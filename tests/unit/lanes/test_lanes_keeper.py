@@ -17,7 +17,7 @@ import pytest
 from qvpn.lanes.keeper import LaneKeeper, LaneKit
 from qvpn.lanes.messages import Endpoint, Setup
 from tests.unit.dataplane.support import BOB
-from tests.unit.lanes.fake_lane import DEAF, DYING, GOOD, NONSENSE, SILENT, STOPPED
+from tests.unit.lanes.fake_lane import DEAF, DYING, GOOD, MUTE, NONSENSE, SILENT, STOPPED
 from tests.unit.lanes.test_lanes_dealing import Log
 
 
@@ -100,8 +100,9 @@ async def test_a_killed_one_is_replaced() -> None:
         assert lane.keeper.last_words == "ended with signal 9"
 
 
-@pytest.mark.parametrize("kind", [SILENT, STOPPED])
+@pytest.mark.parametrize("kind", [SILENT, STOPPED, MUTE])
 async def test_a_stuck_one_is_killed_and_replaced(kind: int) -> None:
+    """MUTE has closed its end of the socket pair, which says that it ends, and goes on."""
     async with kept(kind, silent=1.0) as lane:
         await lane.until(lambda: lane.came >= 2)
         assert lane.went >= 1 and "lane is killed" in lane.log.lines

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import select
+import socket
 from dataclasses import replace
 
 import pytest
@@ -10,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvpn.lanes.lanes import _install, lane_address
-from qvpn.lanes.messages import Endpoint, Erase, Hold, PeerSetup, Setup, Usable
+from qvpn.lanes.messages import Endpoint, Erase, Hold, PeerSetup, Report, Setup, Usable, decode
 from qvpn.lanes.traffic import LaneTrafficPath
+from qvpn.lanes.worker import LaneProcess
 from qvpn.netio.memory import Impairments, MemoryNetwork, MemoryTun
 from qvpn.tunnel.keys import EpochKeys
 from tests.unit.dataplane.support import ALICE, BOB, FROM_ALICE, FROM_BOB, epoch_pair, networks, number_of, numbered
@@ -196,6 +199,25 @@ def test_a_used_up_key_is_told_once() -> None:
     lane.alice.path.on_limit("bob", 0x12)
     assert lane.alice.path.report().limits == (("bob", 0x12),)
     assert lane.alice.path.report().limits == ()
+
+
+def test_a_used_up_key_is_told_again_where_the_daemon_took_no_report() -> None:
+    lane = Lane()
+    lane.epoch()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        theirs.setblocking(False)
+        process = LaneProcess(theirs, lane.alice.path)
+        with pytest.raises(BlockingIOError):
+            while True:
+                theirs.send(b"x")
+        lane.alice.path.on_limit("bob", 0x12)
+        process._report()
+        while select.select([ours], [], [], 0)[0]:
+            assert ours.recv(100) == b"x"
+        process._report()
+        said = decode(ours.recv(1 << 16))
+    assert isinstance(said, Report) and said.limits == (("bob", 0x12),)
 
 
 @pytest.mark.parametrize("port", [65_533, 65_535])
