@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 import aiohttp
 from cryptography import x509
 
+from keysource import tls
 from keysource.base import KeySource, Looking, SourceContext, SourceStatus
 from keysource.errors import KeySourceError
-from keysource.etsi014 import tls
 
 LIMIT = 5.0
 """Seconds for each question over a network."""

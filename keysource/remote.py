@@ -1,4 +1,4 @@
-"""What every source over mutual TLS has in its table, and how it becomes a TLS context: ``skip``, ``etsi004``."""
+"""What every source over mutual TLS (``etsi014``, ``skip``, ``etsi004``) has in its table, and its TLS context."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from keysource import tls
 from keysource.base import Hop, Origin, SourceContext
 from keysource.errors import BadSettings
-from keysource.etsi014 import tls
 
 _GROUP_TIMEOUT = 2.0
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import ssl
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
-from keysource.base import Hop, Key, Origin, SaePair, SourceContext, SourceStatus, wipe
+from keysource.base import Key, Origin, SaePair, SourceContext, SourceStatus, wipe
 from keysource.errors import BadAnswer, BadSettings, KeySourceError, Unavailable
-from keysource.etsi014 import tls
-from keysource.etsi014.client import TIMEOUT, Etsi014Client
+from keysource.etsi014.client import Etsi014Client
 from keysource.etsi014.messages import DeliveredKey, Extension, StatusAnswer
 from keysource.etsi014.settings import check_sae, settings_untrusted
+from keysource.remote import load_files, tls_context
 from keysource.seen import SeenKeys
 
 _MAX_HOPS = 255
@@ -35,14 +32,12 @@ class Etsi014Source:
         """
         if self._client is not None:
             return
-        context = self._tls_context()
-        if self.settings.hop is Hop.PQ_TLS:
-            await self._check_group(context)
+        context = await tls_context(self.settings, self._context)
         self._client = Etsi014Client(self.settings.url, context, method=self.settings.method)
 
     def check_files(self) -> None:
         """See :class:`keysource.base.Checkable`."""
-        self._tls_context()
+        load_files(self.settings, self._context)
 
     async def aclose(self) -> None:
         client, self._client = self._client, None
@@ -127,40 +122,6 @@ class Etsi014Source:
         if self._client is None:
             raise Unavailable(f"key source {self._context.name!r} is not started", answered=True)
         return self._client
-
-    def _tls_context(self) -> ssl.SSLContext:
-        ca = self._file("ca", self.settings.ca, self._context.read_file)
-        certificate = self._file("certificate", self.settings.certificate, self._context.read_file)
-        private_key = self._file("private_key", self.settings.private_key, self._context.read_secret)
-        try:
-            return tls.client_context(ca, certificate, private_key)
-        except ValueError as error:
-            raise BadSettings(str(error), key="ca" if "CA" in str(error) else "private_key") from None
-
-    def _file(self, key: str, name: str, read: Callable[[Path], bytes]) -> bytes:
-        path = self._context.path(name)
-        try:
-            return read(path)
-        except OSError as error:
-            raise BadSettings(f"{key}: {path}: {error.strerror or error}", key=key) from None
-        except ValueError as error:
-            raise BadSettings(f"{key}: {error}", key=key) from None
-
-    async def _check_group(self, context: ssl.SSLContext) -> None:
-        """Allow post-quantum groups only, and where the KME answers already, read back what came of it."""
-        try:
-            tls.restrict_to_post_quantum(context)
-        except ValueError as error:
-            raise BadSettings(f"hop: {error}", key="hop") from None
-        try:
-            async with asyncio.timeout(TIMEOUT):
-                _reader, writer = await asyncio.open_connection(self.settings.host, self.settings.port, ssl=context)
-        except (OSError, TimeoutError):
-            return  # the restriction of the context holds whenever it comes up
-        group = tls.negotiated_group(writer.get_extra_info("ssl_object")) or ""
-        writer.close()
-        if "MLKEM" not in group.upper():
-            raise BadSettings(f"hop: the KME negotiated the classical group {group!r}", key="hop")
 
 
 def _peer(peer_sae: str) -> str:

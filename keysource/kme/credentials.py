@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from keysource.etsi014 import tls
+from keysource import tls
 from keysource.kme.config import ConfigError, KmeConfig
 
 _FILES = ("ca", "certificate", "private_key")

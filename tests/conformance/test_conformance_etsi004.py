@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from keysource import tls
 from keysource.base import KeySource, Origin, SourceContext
 from keysource.conformance import CHECKS, DISTURBANCES, Check, Pair, concurrent_draws_share_no_key
 from keysource.errors import BadAnswer, BadSettings, Exhausted, KeySourceError, NotOwner, RolledBack, Unavailable
 from keysource.etsi004.source import Etsi004Source
-from keysource.etsi014 import tls
 from keysource.kme.pki import Authority
 from tests.conformance.etsi004_servers import SERVERS, Link, Server
 

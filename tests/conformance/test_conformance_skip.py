@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from keysource import tls
 from keysource.base import KeySource, Origin, SourceContext
 from keysource.conformance import CHECKS, DISTURBANCES, Check, Pair, concurrent_draws_share_no_key
-from keysource.etsi014 import tls
 from keysource.kme.auth import certificate_of, common_name
 from keysource.kme.pki import Authority
 from keysource.skip.messages import Capabilities, SkipKey

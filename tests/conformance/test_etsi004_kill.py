@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from keysource.etsi014 import tls
+from keysource import tls
 from keysource.kme.pki import Authority
 from tests.conformance.etsi004_servers import SERVERS, Link
 

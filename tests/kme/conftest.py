@@ -31,10 +31,10 @@ import pytest
 import pytest_asyncio
 from yarl import URL
 
+from keysource import tls
 from keysource.base import End, Origin, Owner, SourceContext
 from keysource.device.messages import ALARM_KINDS, DeviceInfo
 from keysource.device.server import DeviceServer
-from keysource.etsi014 import tls
 from keysource.etsi014.client import Etsi014Client
 from keysource.etsi014.source import Etsi014Source
 from keysource.kme.config import KmeConfig, load

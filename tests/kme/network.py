@@ -30,10 +30,10 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
+from keysource import tls
 from keysource.base import End, Origin, Owner
 from keysource.device.messages import DeviceInfo
 from keysource.device.server import DeviceServer
-from keysource.etsi014 import tls
 from keysource.kme.config import load
 from keysource.kme.control import ControlError, ask
 from keysource.kme.pki import Authority, write_new

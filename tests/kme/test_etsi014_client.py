@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from keysource import tls
 from keysource.errors import (
     BadAnswer,
     Exhausted,
@@ -21,7 +22,6 @@ from keysource.errors import (
     Unavailable,
     UnknownKeyID,
 )
-from keysource.etsi014 import tls
 from keysource.etsi014.client import Etsi014Client
 from keysource.kme.pki import Authority
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from keysource import tls
 from keysource.base import Hop, KeySource, Origin, SaePair, SourceContext
 from keysource.errors import BadAnswer, BadSettings, Unavailable
-from keysource.etsi014 import tls
 from keysource.etsi014.messages import DeliveredKey, StatusAnswer
 from keysource.etsi014.source import Etsi014Source
 from keysource.kme.pki import Authority

@@ -17,7 +17,7 @@ import pytest_asyncio
 from cryptography import x509
 from typer.testing import CliRunner
 
-from keysource.etsi014 import tls
+from keysource import tls
 from keysource.kme import checks, cli
 from keysource.kme.audit import Audit, AuditError
 from keysource.kme.auth import common_name, sae_reader, uri_name

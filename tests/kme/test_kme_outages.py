@@ -8,9 +8,9 @@ import time
 
 import pytest
 
+from keysource import tls
 from keysource.base import Origin
 from keysource.errors import Exhausted, Unavailable
-from keysource.etsi014 import tls
 from keysource.kme.control import ControlError
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

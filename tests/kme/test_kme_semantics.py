@@ -9,7 +9,7 @@ import uuid
 import aiohttp
 import pytest
 
-from keysource.etsi014 import tls
+from keysource import tls
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

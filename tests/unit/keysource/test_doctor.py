@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from keysource import doctor
+from keysource import doctor, tls
 from keysource.alarm import with_alarm
 from keysource.base import End, Origin, SourceContext
 from keysource.device.hardware import HardwareSource
 from keysource.device.messages import DeviceInfo
 from keysource.device.server import DeviceServer
 from keysource.doctor import Finding, examine
-from keysource.etsi014 import tls
 from keysource.file.format import write_pair
 from keysource.file.source import FileSource
 from keysource.kme.auth import certificate_of, common_name

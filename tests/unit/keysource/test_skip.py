@@ -15,6 +15,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keysource import tls
 from keysource.base import KEY_BYTES, Hop, Origin, SourceContext
 from keysource.errors import (
     BadAnswer,
@@ -25,7 +26,6 @@ from keysource.errors import (
     Unavailable,
     UnknownKeyID,
 )
-from keysource.etsi014 import tls
 from keysource.kme.auth import certificate_of, common_name
 from keysource.kme.pki import Authority
 from keysource.skip.messages import Capabilities, SkipKey, capabilities_untrusted, key_untrusted
