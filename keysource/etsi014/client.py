@@ -37,6 +37,7 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
+from keysource.asking import no_answer, open_session, read_bounded
 from keysource.base import KEY_BYTES, wipe
 from keysource.errors import BadAnswer, Exhausted, KeySourceError, NotOwner, Unauthorized, Unavailable, UnknownKeyID
 from keysource.etsi014.messages import (
@@ -50,6 +51,7 @@ from keysource.etsi014.messages import (
 )
 
 Call = Literal["status", "enc_keys", "dec_keys"]
+WHO = "the KME"
 MAX_BODY = 1024 * 1024
 TIMEOUT = 2.0
 RETRY_DELAY = 0.2
@@ -162,11 +164,8 @@ class Etsi014Client:
                     answer = await self._once(http_method, url, body)
         except TimeoutError:
             raise Unavailable(f"{self.url}: no answer to {call} within {self._timeout:g} s") from None
-        except aiohttp.ClientConnectorCertificateError as error:
-            said = getattr(error.certificate_error, "verify_message", None) or type(error).__name__
-            raise Unavailable(f"{self.url}: the KME's certificate is refused: {said}") from None
         except (aiohttp.ClientError, ssl.SSLError, OSError) as error:
-            raise Unavailable(f"{self.url}: {_network_reason(error)}") from None
+            raise Unavailable(f"{self.url}: {no_answer(error, WHO)}") from None
         if answer.status != 200:
             raise _refusal(self.url, call, answer)
         return answer
@@ -174,43 +173,13 @@ class Etsi014Client:
     async def _once(self, http_method: str, url: URL, body: dict[str, Any] | None) -> _Answer:
         session = self._opened()
         async with session.request(http_method, url, json=body, allow_redirects=False) as response:
-            read = await self._read_bounded(response)
+            read = await read_bounded(response, self._max_body, self.url, WHO)
             return _Answer(response.status, read, _seconds(response.headers.get("Retry-After")))
-
-    async def _read_bounded(self, response: aiohttp.ClientResponse) -> bytes:
-        too_much = BadAnswer(f"{self.url}: the KME's answer is longer than {self._max_body} bytes")
-        if (response.content_length or 0) > self._max_body:
-            raise too_much
-        read = bytearray()
-        async for chunk in response.content.iter_any():
-            read += chunk
-            if len(read) > self._max_body:
-                raise too_much
-        return bytes(read)
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(ssl=self._tls, force_close=not self._keep_alive)
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                trust_env=False,
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-                middlewares=(_never_again,),
-            )
+            self._session = open_session(self._tls, WHO, keep_alive=self._keep_alive)
         return self._session
-
-
-async def _never_again(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """aiohttp repeats a GET whose connection broke, as RFC 9110 allows for safe methods.  Here a GET consumes keys,
-    so the error leaves under a type that aiohttp does not repeat."""
-    try:
-        return await handler(request)
-    except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
-        raise
-    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise Unavailable(f"{request.url.origin()}: {_network_reason(error)}") from None
 
 
 def _refusal(url: str, call: Call, answer: _Answer) -> KeySourceError:
@@ -240,17 +209,6 @@ def _refusal(url: str, call: Call, answer: _Answer) -> KeySourceError:
 def _names_a_stranger(text: str) -> bool:
     """Does the KME say that an SAE is unknown to it?  In doubt no: a text about keys is about the stock."""
     return _NO_SUCH_SAE.search(text) is not None and _ABOUT_KEYS.search(text) is None
-
-
-def _network_reason(error: BaseException) -> str:
-    """Why there is no answer, in the words of the system."""
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return "the KME closed the connection without an answer"
-    reason = getattr(error, "reason", None)
-    text = getattr(error, "strerror", None) or (reason if isinstance(reason, str) else None)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        text = getattr(error.os_error, "strerror", None) or text
-    return f"the KME does not answer ({text or type(error).__name__})"
 
 
 def _seconds(header: str | None) -> float:

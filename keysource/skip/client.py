@@ -26,6 +26,7 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
+from keysource.asking import no_answer, open_session, read_bounded
 from keysource.base import KEY_BYTES, wipe
 from keysource.errors import BadAnswer, Exhausted, KeySourceError, Unauthorized, Unavailable, UnknownKeyID
 from keysource.skip.messages import (
@@ -39,6 +40,7 @@ from keysource.skip.messages import (
     key_untrusted,
 )
 
+WHO = "the key provider"
 TIMEOUT = 2.0
 MAX_BODY = 64 * 1024
 
@@ -109,46 +111,22 @@ class SkipClient:
                 answer = await self._once(url)
         except TimeoutError:
             raise Unavailable(f"{self.url}: no answer to {what} within {self._timeout:g} s") from None
-        except aiohttp.ClientConnectorCertificateError as error:
-            said = getattr(error.certificate_error, "verify_message", None) or type(error).__name__
-            raise Unavailable(f"{self.url}: the key provider's certificate is refused: {said}") from None
         except (aiohttp.ClientError, ssl.SSLError, OSError) as error:
-            raise Unavailable(f"{self.url}: the key provider does not answer ({_reason(error)})") from None
+            raise Unavailable(f"{self.url}: {no_answer(error, WHO)}") from None
         if answer.status != 200:
             raise _refusal(self.url, what, answer)
         return answer
 
     async def _once(self, url: URL) -> _Answer:
         async with self._opened().get(url, allow_redirects=False) as response:
-            read = bytearray()
-            async for chunk in response.content.iter_any():
-                read += chunk
-                if len(read) > MAX_BODY:
-                    raise BadAnswer(f"{self.url}: the key provider's answer is longer than {MAX_BODY} bytes")
+            read = await read_bounded(response, MAX_BODY, self.url, WHO)
             headers = response.headers
-            return _Answer(response.status, bytes(read), headers.get(ORIGIN_HEADER), headers.get(HOPS_HEADER))
+            return _Answer(response.status, read, headers.get(ORIGIN_HEADER), headers.get(HOPS_HEADER))
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=self._tls, force_close=True),
-                trust_env=False,
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-                middlewares=(_never_again,),
-            )
+            self._session = open_session(self._tls, WHO)
         return self._session
-
-
-async def _never_again(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """aiohttp repeats a GET whose connection broke.  Here a GET consumes a key: the error leaves as another type."""
-    try:
-        return await handler(request)
-    except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
-        raise
-    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise Unavailable(f"{request.url.origin()}: the connection broke ({_reason(error)})") from None
 
 
 def _refusal(url: str, what: str, answer: _Answer) -> KeySourceError:
@@ -161,12 +139,3 @@ def _refusal(url: str, what: str, answer: _Answer) -> KeySourceError:
     if answer.status in (429, 503):
         return Exhausted(said) if what == "key" else Unavailable(said, answered=True)
     return Unavailable(said) if answer.status >= 500 else BadAnswer(said)
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return "it closed the connection"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return getattr(error.os_error, "strerror", None) or "no connection"
-    reason = getattr(error, "reason", None)
-    return getattr(error, "strerror", None) or (reason if isinstance(reason, str) else None) or type(error).__name__
