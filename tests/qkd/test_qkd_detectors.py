@@ -98,6 +98,7 @@ def test_dense_and_sparse_are_one_distribution(optics: Optics) -> None:
         pulses = 400_000
         both = [fly(optics, pulses, method, seed).ravel() for method in ("dense", "sparse")]
         cells = np.array([np.append(counts, pulses - counts.sum()) for counts in both])
+        cells = cells[:, cells.sum(0) >= 10]  # chi-square wants expected counts of 5 and more
         assert stats.chi2_contingency(cells).pvalue > 1e-3 / SEEDS, cells
 
 
