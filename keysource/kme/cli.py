@@ -34,6 +34,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The KME's configuration, TOML.")]
 Device = Annotated[str, typer.Option(help="Device socket, relative to the site's folder.")]
 _DEVICE = "link/device.sock"
+_CONNECTIONS = ("open", "without_certificate", "pushed_out", "slow", "crowded", "no_descriptor")
 Port = Annotated[int, typer.Option(min=1, max=65535)]
 
 
@@ -65,6 +66,7 @@ def serve(
     set_up(json_lines=not sys.stderr.isatty())
     _arm_crash_point()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold keys
+    _raise_descriptors(config.descriptors)
     try:
         asyncio.run(server.run())
     except (StoreError, ListenError, ControlError, AuditError) as error:
@@ -166,6 +168,16 @@ def _arm_crash_point() -> None:
         _fail(str(error), 2)
 
 
+def _raise_descriptors(needed: int) -> None:
+    """The usual soft limit of 1,024 is for programs with ``select``."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    possible = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < possible:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+    if possible < needed:
+        log.warning("the bounds on connections are above what the system allows", descriptors=hard, needed=needed)
+
+
 def _load(file: Path) -> KmeConfig:
     try:
         return load(file)
@@ -208,6 +220,9 @@ def _print_status(answer: dict[str, Any]) -> None:
         numbers = (str(sae[name]) for name in ("requests", "issued", "fetched", "refused"))
         table.add_row(sae["id"], ", ".join(sae["may_share_with"]) or "nobody", *numbers)
     console.print(table)
+    for listener in answer["connections"]:
+        told = ", ".join(f"{name.replace('_', ' ')} {listener[name]}" for name in _CONNECTIONS)
+        console.print(f"connections at {listener['listen']}: {told}", highlight=False, soft_wrap=True)
     console.print(f"certificate ends {answer['certificate_ends']}, key epoch {answer['epoch']}", highlight=False)
     console.print(f"audit log {answer['audit']}", highlight=False, soft_wrap=True)
 

@@ -49,6 +49,10 @@ store = "state/kme.sqlite"               # in a folder of its own, mode 0700
 # keys_per_second = 0.0                  # of 256 bits, that one SAE may draw as master; 0: as many as there are
 # refuse_unhandled_optional = false      # true: an extension_optional that we do not know is refused
 # key_epoch = 3600                       # seconds after which stored keys are wrapped anew
+# unauthenticated_connections = 1024     # of a listener, that have not shown a certificate yet
+# unauthenticated_per_address = 256      # of those, from one IPv4 address or one IPv6 /64
+# handshake_timeout = 10.0               # seconds that TLS may take until the certificate is there
+# connections_per_sae = 64               # that one SAE (or other KME) may have open at a listener
 
 [[peer_kme]]
 id = "kme-bob"                           # the common name of its certificate
@@ -135,6 +139,10 @@ class Limits(_Table):
     keys_per_second: Rate = 0.0
     refuse_unhandled_optional: bool = False
     key_epoch: int = Field(default=3600, ge=1)
+    unauthenticated_connections: int = Field(default=1024, ge=8, le=65_536)
+    unauthenticated_per_address: int = Field(default=256, ge=4, le=65_536)
+    handshake_timeout: float = Field(default=10.0, ge=0.5, le=60, strict=False)
+    connections_per_sae: int = Field(default=64, ge=1, le=4096)
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Limits:
@@ -212,6 +220,14 @@ class KmeConfig(_Table):
     def peer_of(self, sae: str) -> PeerKme | None:
         """The KME that serves a foreign SAE."""
         return next((peer for peer in self.peer_kme if sae in peer.saes), None)
+
+    @property
+    def descriptors(self) -> int:
+        """Most that this KME ever has open, by its own bounds."""
+        listeners = 2 if self.kme.skip_listen is None else 3
+        named = (listeners - 1) * (len(self.sae) + 1) + len(self.peer_kme) + 1  # strangers are one more name each
+        limits = self.limits
+        return 128 + listeners * limits.unauthenticated_connections + named * limits.connections_per_sae
 
     def saes_at(self, kme: str) -> list[str]:
         """The SAEs that another KME serves."""

@@ -106,12 +106,19 @@ class PeerApi:
 
     def _caller(self, request: web.Request) -> str:
         certificate = certificate_of(request)
-        peer = common_name(certificate)
-        if peer is None or self._site.config.peer(peer) is None or self._is_an_sae(certificate):
-            log.warning("a stranger was refused at the KMEs' listener", common_name=(peer or "")[:64])
-            self._audit.refused("stranger at the KMEs' listener", time.monotonic(), kme=(peer or "")[:64])
+        peer = self.name_of(certificate)
+        if not peer:
+            stranger = (common_name(certificate) or "")[:64]
+            log.warning("a stranger was refused at the KMEs' listener", common_name=stranger)
+            self._audit.refused("stranger at the KMEs' listener", time.monotonic(), kme=stranger)
             raise Refused(401, "")
         return peer
+
+    def name_of(self, certificate: Certificate) -> str:
+        """The other KME that a certificate names; empty for a stranger."""
+        peer = common_name(certificate)
+        known = peer is not None and self._site.config.peer(peer) is not None
+        return peer if peer and known and not self._is_an_sae(certificate) else ""
 
     def _is_an_sae(self, certificate: Certificate) -> bool:
         """Where SAEs are named by URIs nobody watches their common names: one may read like a KME's."""

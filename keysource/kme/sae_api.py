@@ -25,7 +25,7 @@ from keysource.etsi014 import messages
 from keysource.etsi014.messages import Error, Extension, KeyContainer, KeyEntry, KeyIDs, KeyRequest, Status
 from keysource.kme import crashpoints, extensions, multicast
 from keysource.kme.audit import Audit, AuditError
-from keysource.kme.auth import certificate_of, sae_reader
+from keysource.kme.auth import Certificate, certificate_of, sae_reader
 from keysource.kme.config import KmeConfig, Limits, PeerKme, Sae
 from keysource.kme.faults import SLOW_SECONDS, Fault, FaultSwitch
 from keysource.kme.logs import hashed
@@ -273,6 +273,11 @@ class SaeApi:
         return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
 
     # Who may
+
+    def name_of(self, certificate: Certificate) -> str:
+        """The SAE that a certificate names; empty for a stranger."""
+        name = self._sae_id(certificate)
+        return name if name is not None and self._config.local_sae(name) is not None else ""
 
     def _caller(self, request: web.Request) -> Sae:
         name = self._sae_id(certificate_of(request))

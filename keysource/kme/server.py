@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from keysource.kme.audit import Audit, AuditError
-from keysource.kme.config import ConfigError, KmeConfig, load, needs_restart
+from keysource.kme.config import ConfigError, KmeConfig, Limits, load, needs_restart
 from keysource.kme.control import ControlServer
 from keysource.kme.credentials import contexts, fingerprint, not_after
 from keysource.kme.faults import Fault, FaultSwitch, fault_named
@@ -51,13 +51,14 @@ class KmeServer:
         self._sae_api = SaeApi(self.site, self.faults, self.audit)
         peer_api = PeerApi(self.site, self.audit)
         self._listeners = [
-            Listener(config.kme.listen, server, self._sae_api.application),
-            Listener(config.kme.peer_listen, server, peer_api.application),
+            Listener(config.kme.listen, server, self._sae_api.application, self._limits, self._sae_api.name_of),
+            Listener(config.kme.peer_listen, server, peer_api.application, self._limits, peer_api.name_of),
         ]
         if config.kme.skip_listen is not None:
             skip_api = SkipApi(self.site, self.faults, self.audit, lambda: self._sae_api.rates)
+            context = only_tls13(contexts(config)[0])
             self._listeners.append(
-                Listener(config.kme.skip_listen, only_tls13(contexts(config)[0]), skip_api.application)
+                Listener(config.kme.skip_listen, context, skip_api.application, self._limits, self._sae_api.name_of)
             )
         self._control = ControlServer(config.control_path, self._answer)
         self._switching = asyncio.Lock()
@@ -65,6 +66,9 @@ class KmeServer:
     @property
     def config(self) -> KmeConfig:
         return self.site.config
+
+    def _limits(self) -> Limits:
+        return self.config.limits
 
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -200,6 +204,7 @@ class KmeServer:
             "listen": str(self._listeners[0].address),
             "peer_listen": str(self._listeners[1].address),
             "skip_listen": str(self._listeners[2].address) if len(self._listeners) > _PLAIN else None,
+            "connections": [listener.status() for listener in self._listeners],
             "fault": self.faults.fault.value,
             "links": links,
         }
