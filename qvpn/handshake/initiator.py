@@ -302,7 +302,7 @@ class Attempt:
         self.last_reply = now
         self._e4 = message
         if p4.outcome is Outcome.REFUSED:
-            self._drop_key(burn=False, now=now)
+            self._drop_key(burn=True, now=now)  # offered again it would be refused again
             self.end(InitiatorEvent.M4_END, Failure.REFUSED, f"the peer refuses: {p4.reason.name.lower()}", now)
         elif p4.outcome is Outcome.RETRY_KEY:
             self._on_retry_key(p4.reason, now)
