@@ -1,5 +1,5 @@
 """Every message in every state of a handshake, cold or inside an epoch: what PROTOCOL.md chapter 8 has no row for is
-dropped, counted as ``handshake_state``, and changes nothing; what it has one for is looked at, and junk fails there."""
+dropped, counted as ``handshake_state``, and changes nothing; what it has one for is looked at, where junk fails."""
 
 from __future__ import annotations
 
