@@ -7,6 +7,8 @@ ever looked at, so what a failed open left behind is overwritten by the next or 
 
 from __future__ import annotations
 
+from cryptography.exceptions import InvalidTag
+
 from qvpn.dataplane.clamp import clamp, is_syn
 from qvpn.dataplane.hooks import PlaneHooks
 from qvpn.dataplane.merge import UdpMerger
@@ -43,6 +45,10 @@ class Inbound:
         self._merger = UdpMerger(table, tun, self._flush_packets)
         self._alone = False
         """This receive is one datagram."""
+        self._apart = False
+        """This receive is no superpacket as a whole: its records are handled one by one."""
+        self._opened: memoryview | None = None
+        """Its first record, if that is open already."""
         self._out = memoryview(bytearray(OUT_BYTES))
         self._position = 0
         self._packets: list[memoryview] = []
@@ -57,7 +63,7 @@ class Inbound:
             return
         self._mark = ecn.changes(received.ecn)
         segment = received.segment
-        self._alone = received.length <= segment
+        self._alone, self._apart, self._opened = received.length <= segment, False, None
         if self._alone and received.length >= OVERHEAD and self._lone(received, now):
             return
         if segment < OVERHEAD or self._alone:
@@ -68,6 +74,8 @@ class Inbound:
             count, tail = divmod(received.length, segment)
             whole = count + (tail >= OVERHEAD)
             if views.is_run(whole):
+                if not 0 < tail < OVERHEAD and self._chunks(received, views, whole, now):
+                    return
                 self._run(received, views, 0, whole, now)
             else:
                 for first, many in views.split(whole):
@@ -128,6 +136,54 @@ class Inbound:
         if length <= 0 or head[1] != offload.GSO_NONE or ip.packet_length(head, VNET_HEADER, size) != length:
             return False
         return head.startswith(_NO_OFFLOAD) or offload.plain_ok(self._out, 0, length)
+
+    def _chunks(self, received: Received, views: RecordViews, count: int, now: float) -> bool:
+        """A receive that is one run of chunks: what the functions below do, in one go.
+
+        False for all else; then the first record may be open already.
+        """
+        prefix, index, counter = FIELDS.unpack_from(views.buffer)
+        found = self._table.by_index.get(index)
+        if found is None or prefix != PREFIX:
+            return False
+        peer, epoch = found
+        opener, block, mask = epoch.opener, counter >> INDEX_BITS, ((1 << count) - 1) << (counter & (BLOCK - 1))
+        if now >= epoch.ends or not opener.data.run_fresh(block, mask) or not opener.room(count):
+            return False
+        last = min(views.segment, received.length - (count - 1) * views.segment) - OVERHEAD
+        if not self._joined(peer, epoch, counter, views, count, last):
+            return False
+        opener.calls += count
+        opener.data.mark_run(block, mask, count)
+        self._joiner.finish()
+        self._verified(peer, epoch, counter + count - 1, count, received.address, now)
+        self._check_limit(peer, epoch)
+        return True
+
+    def _joined(self, peer: Peer, epoch: Epoch, counter: int, views: RecordViews, count: int, last: int) -> bool:
+        """Open and join a whole receive.
+
+        False: they are no superpacket, or one of them is forged, and the functions below handle them one by one.
+        """
+        joiner, pending = self._joiner, self._joiner.pending
+        views.grow(count)
+        if pending is not None and pending.awaits(epoch, counter, self._mark):
+            self._apart = True
+            return joiner.go_on(pending, views, count, last)
+        first = self._out[: views.segment - OVERHEAD]
+        try:
+            epoch.opener.decrypt(views.nonces[0], views.texts[0], None, first)
+        except InvalidTag:
+            return False  # the others may yet be opened together
+        self._apart = True
+        if len(first) > VNET_HEADER and first[1] != offload.GSO_NONE:
+            if self._merger.count:
+                self._merger.flush()
+            if joiner.add(Run(peer, epoch, counter, views, 0, count, first, last, self._mark)):
+                return True
+        self._opened = first
+        epoch.opener.calls += 1
+        return False
 
     def _run(self, received: Received, views: RecordViews | None, first: int, count: int, now: float) -> None:
         """Datagrams that follow one another: handshake, or records of which the first tells the epoch."""
@@ -193,13 +249,13 @@ class Inbound:
         They are opened together where they are a superpacket.  If that fails the rest is opened one by one, so a
         forged datagram costs itself and at most one more AEAD call for each of its neighbours.
         """
-        done, good = self._some(peer, epoch, counter, received, views, first, count)
+        done, good = self._some(peer, epoch, counter, received, views, first, 1 if self._apart else count)
         if done == count:
             if good:
                 self._verified(peer, epoch, counter + done - 1, good, received.address, now)
             return
         opened, highest, end = good, counter if good else -1, first + count
-        together = not good
+        together = not good and not self._apart
         counter, first = counter + done, first + done
         while first < end:
             want = end - first if together else 1
@@ -224,6 +280,9 @@ class Inbound:
         count: int,
     ) -> tuple[int, int]:
         """Handle the first record, and all with it if they are a superpacket: (how many, how many verified)."""
+        if self._opened is not None:
+            opened, self._opened = self._opened, None
+            return self._place(peer, epoch, counter, received, views, first, count, opened)
         out, segment, length = self._out[self._position :], received.segment, received.length
         start = first * segment
         try:

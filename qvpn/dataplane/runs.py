@@ -10,6 +10,7 @@ it never comes, what is there is settled (:func:`qvpn.netio.offload.settle`) int
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -23,7 +24,7 @@ from qvpn.netio.offload import Superpacket
 from qvpn.tunnel import ecn, ip
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.epoch import Epoch
-from qvpn.tunnel.records import TAG
+from qvpn.tunnel.records import OVERHEAD, TAG
 from qvpn.tunnel.replay import BLOCK
 
 RUN_BYTES = 1 << 18
@@ -31,6 +32,9 @@ RUN_BYTES = 1 << 18
 
 SHAPES = 16
 """Shapes of superpackets (header length, segment size) whose views are kept."""
+
+
+Decrypt = Callable[[memoryview, memoryview, None, memoryview], int]
 
 
 @dataclass(slots=True)
@@ -47,6 +51,25 @@ class Pending:
     """That a run must begin with to go on here; -1 at the end of a block."""
     end: int
     mark: int
+
+    def awaits(self, epoch: Epoch, counter: int, mark: int) -> bool:
+        """True if a run that begins with this counter goes on here.
+
+        With slices shorter than the header, a header would land on more than the one slice before it, so such
+        superpackets are not continued.
+        """
+        return (
+            self.next_counter == counter
+            and self.epoch is epoch
+            and self.mark == mark
+            and self.packet.segment >= self.packet.header
+        )
+
+    def extend(self, count: int, end: int) -> None:
+        """So many chunks more, up to ``end``."""
+        self.next_place += count
+        self.next_counter = self.next_counter + count if self.next_place < BLOCK else -1
+        self.end = end
 
 
 @dataclass(slots=True)
@@ -88,13 +111,38 @@ class RunJoiner:
         self._places: dict[tuple[int, int], list[memoryview]] = {}
         """Where the chunks of a superpacket of one shape go."""
 
+    def go_on(self, pending: Pending, views: RecordViews, count: int, last: int) -> bool:
+        """Open the first ``count`` records of a receive, which go on where ``pending`` ends; as :meth:`add`.
+
+        ``last``: bytes of the last one's plaintext.  The header of the first lands on the end of what is pending,
+        which is put back.
+        """
+        packet, place = pending.packet, pending.next_place
+        header, at = packet.header, place - pending.first_place
+        if header + packet.segment != views.segment - OVERHEAD:
+            return False
+        if not offload.chunk_fits(packet, place + count - 1, last):
+            return False
+        base = at * packet.segment
+        landing = self._buffer[base : base + header]
+        kept, places = bytes(landing), self._shape(packet, at + count)[at : at + count]
+        try:
+            _open(pending.epoch.opener.decrypt, views, 0, places, last)
+            fits = landing == pending.head
+        except InvalidTag:
+            fits = False
+        landing[:] = kept
+        if fits:
+            pending.extend(count, base + (count - 1) * packet.segment + last)
+        return fits
+
     def add(self, run: Run) -> bool:
         """Open the rest of a run and join it.
 
         False if its chunks do not fit together or one of them does not verify: then nothing of the run was used, and
         its datagrams must be handled one by one.  The caller marks the counters when this returns True.
         """
-        pending = self._continued(run)
+        pending = self._continued(run) if self.pending else None
         packet = pending.packet if pending else offload.parse_superpacket(run.opened, 0, len(run.opened))
         if packet is None or not run.fits(packet):
             return False
@@ -104,23 +152,22 @@ class RunJoiner:
         first_place = pending.first_place if pending else place
         base = (place - first_place) * packet.segment
         try:
-            self._decrypt(run, packet, place - first_place)
+            if run.count > 1 and run.views is not None:
+                at = place - first_place
+                run.views.grow(run.first + run.count)
+                places = self._shape(packet, at + run.count)[at + 1 : at + run.count]
+                _open(run.epoch.opener.decrypt, run.views, run.first + 1, places, run.last)
         except InvalidTag:
             return False
         skip = packet.header if pending else 0
         self._buffer[base + skip : base + len(run.opened)] = run.opened[skip:]
         end = base + (run.count - 1) * packet.segment + run.last
-        self.pending = Pending(
-            peer=run.peer,
-            epoch=run.epoch,
-            packet=packet,
-            head=pending.head if pending else bytes(run.opened[: packet.header]),
-            first_place=first_place,
-            next_place=place + run.count,
-            next_counter=run.counter + run.count if place + run.count < BLOCK else -1,
-            end=end,
-            mark=run.mark,
-        )
+        if pending:
+            pending.extend(run.count, end)
+            return True
+        head, after = bytes(run.opened[: packet.header]), place + run.count
+        follows = run.counter + run.count if after < BLOCK else -1
+        self.pending = Pending(run.peer, run.epoch, packet, head, place, after, follows, end, run.mark)
         return True
 
     def finish(self) -> None:
@@ -178,38 +225,15 @@ class RunJoiner:
             peer.drops.count(DropReason.TUN_FULL, len(frames) - taken)
 
     def _continued(self, run: Run) -> Pending | None:
-        """What is pending, if this run goes on where it ends.
-
-        With slices shorter than the header, a header would land on more than the one slice before it, so such
-        superpackets are not continued.
-        """
+        """What is pending, if this run goes on where it ends."""
         pending = self.pending
         if (
             pending is not None
-            and pending.next_counter == run.counter
-            and pending.epoch is run.epoch
-            and pending.mark == run.mark
+            and pending.awaits(run.epoch, run.counter, run.mark)
             and pending.head == run.opened[: pending.packet.header]
-            and pending.packet.segment >= pending.packet.header
         ):
             return pending
         return None
-
-    def _decrypt(self, run: Run, packet: Superpacket, at: int) -> None:
-        """Decrypt all but the first, which has place ``at`` in the buffer, last to first.  Raises InvalidTag."""
-        last, views = run.count - 1, run.views
-        if not last or views is None:
-            return
-        decrypt = run.epoch.opener.decrypt
-        views.grow(run.first + run.count)
-        places, first, end = self._shape(packet, at + run.count), run.first, run.first + last
-        decrypt(views.nonces[end], views.texts[end][: run.last + TAG], None, places[at + last][: run.last])
-        if last > 1:
-            nonces, texts = views.nonces[end - 1 : first : -1], views.texts[end - 1 : first : -1]
-            # A loop in C; what it adds up tells that no chunk was left out.
-            opened = sum(map(decrypt, nonces, texts, repeat(None), places[at + last - 1 : at : -1]))
-            if opened != (last - 1) * (packet.header + packet.segment):
-                raise InvalidTag
 
     def _shape(self, packet: Superpacket, count: int) -> list[memoryview]:
         """The first ``count`` places of superpackets with this header and segment size."""
@@ -223,3 +247,21 @@ class RunJoiner:
         for place in range(len(places), count):
             places.append(self._buffer[place * step : place * step + size])
         return places
+
+
+def _open(decrypt: Decrypt, views: RecordViews, first: int, places: list[memoryview], last: int) -> None:
+    """Decrypt a record to each of the places, from number ``first`` on, last to first.  Raises InvalidTag.
+
+    ``last``: bytes of the last one's plaintext.
+    """
+    end = first + len(places)
+    if last < len(places[-1]):
+        end -= 1
+        decrypt(views.nonces[end], views.texts[end][: last + TAG], None, places.pop()[:last])
+    if places:
+        stop = first - 1 if first else None
+        nonces, texts = views.nonces[end - 1 : stop : -1], views.texts[end - 1 : stop : -1]
+        places.reverse()
+        # A loop in C; what it adds up tells that no chunk was left out.
+        if sum(map(decrypt, nonces, texts, repeat(None), places)) != len(places) * len(places[0]):
+            raise InvalidTag

@@ -21,6 +21,9 @@ KEPT = 64
 CONTROL_BYTE = CONTROL_BIT >> 56
 """What the last byte of the counter has at least in a control record."""
 
+_HEADER = np.dtype("<c16")
+"""Sixteen bytes that numpy copies as one."""
+
 _BYTES = [bytes((value,)) for value in range(256)]
 
 
@@ -33,7 +36,7 @@ class RecordViews:
         """``segment`` is at least the length of a record without plaintext."""
         self.buffer = buffer
         self.segment = segment
-        self._headers: dict[int, npt.NDArray[np.uint8]] = {}
+        self._headers: dict[int, npt.NDArray[np.complex128]] = {}
         self.nonces: list[memoryview] = []
         self.texts: list[memoryview] = []
         """Of each record: its ciphertext and tag."""
@@ -53,7 +56,7 @@ class RecordViews:
         """
         headers = self._headers.get(count)
         if headers is None:
-            headers = self._headers[count] = np.ndarray((count, HEADER), "u1", self.buffer, 0, (self.segment, 1))
+            headers = self._headers[count] = np.ndarray((count,), _HEADER, self.buffer, 0, (self.segment,))
         seen = headers.tobytes()
         first = seen[8]
         if (first & (BLOCK - 1)) + count > BLOCK or seen[15] >= CONTROL_BYTE:
