@@ -13,6 +13,8 @@ $(VENV)/.runtime: pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.runtime requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@# an independent SKIP client; without what it needs for TLS-PSK, which is there as C source only
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps skip-qkd==1.0.0
 	@touch $@
 
 venv: $(VENV)/.dev

@@ -81,7 +81,10 @@ def bounded_errors(handler: Handler) -> Handler:
         except web.HTTPRequestEntityTooLarge:
             return error_response(400, f"the body is longer than {MAX_BODY} bytes")
         except web.HTTPException as error:
-            return error_response(error.status, error.reason)
+            answer = error_response(error.status, error.reason)
+            if "Allow" in error.headers:  # a 405 must say what there is (RFC 9110, 15.5.6)
+                answer.headers["Allow"] = error.headers["Allow"]
+            return answer
         except TooOften as error:
             return error_response(503, str(error), [{"qvpn_reason": "rate"}], retry_after=error.seconds)
         except AuditError as error:

@@ -1,4 +1,4 @@
-"""Other people's programs against our KMEs, where installed: ``pip install qkdsec etsi-qkd-014-client``."""
+"""Other people's programs against our KMEs, which are in ``requirements.lock``."""
 
 from __future__ import annotations
 
