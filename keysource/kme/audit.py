@@ -1,6 +1,6 @@
 """The audit log: who got, was promised or was refused which key, and when.  Never a key, never a key_ID in clear.
 
-JSON Lines, mode 0600, one ``write`` with ``O_APPEND`` for each line, before the answer goes out: where the line
+JSON Lines, mode 0600 (or 0640, where a rotation makes it so; more is taken away), one ``write`` with ``O_APPEND`` for each line, before the answer goes out: where the line
 cannot be written, the answer is 503.  A key stands there as the SHA-256 of its key_ID, so that two KMEs' logs can be
 laid side by side and neither lets anybody fetch a key.
 
@@ -21,6 +21,7 @@ from typing import Any
 
 from keysource.kme.ratelimit import TokenBucket
 
+_MODE = 0o640  # at most: a group of auditors may read
 _REFUSALS = 10.0  # lines a second: a stranger must not fill the disk
 
 
@@ -88,3 +89,6 @@ class Audit:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = os.open(self._path, flags, 0o600)
+        mode = os.fstat(self._file).st_mode & 0o777
+        if mode & ~_MODE:  # as a rotation made it
+            os.fchmod(self._file, mode & _MODE)

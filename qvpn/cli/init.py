@@ -6,10 +6,12 @@ material, KME and link files are made by the programs that own them.
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +51,7 @@ def init(
     """Write the configurations, keys and certificates of two sites, ready to be copied to two hosts."""
     sites = (_site(left, "--left", "a", left_net), _site(right, "--right", "b", right_net))
     _check_usage(sites, key_source, allow_simulated, rekey)
+    _check_networks(*sites)
     _refuse_existing(directory, sites)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -95,6 +98,22 @@ def _check_usage(sites: Sequence[SiteFacts], kind: str, allow_simulated: bool, r
             f"--key-source {kind} {fed} a simulated link, which gives no quantum security: "
             "say so with --allow-simulated"
         )
+
+
+def _check_networks(left: SiteFacts, right: SiteFacts) -> None:
+    """Each address is at one of the sites: what lies behind both would be routed away from one of them."""
+    behind = [
+        (f"{option}-net {text}", ip_network(text), site)
+        for option, site in (("--left", left), ("--right", right))
+        for text in site.networks
+    ]
+    for (one, network, site), (other, another, its) in itertools.combinations(behind, 2):
+        if site is not its and network.version == another.version and network.overlaps(another):
+            raise usage(f"{one} and {other} overlap: each address must be behind one site only")
+    for one, network, site in behind:
+        for place in (left, right):
+            if ip_address(place.inner) in network and place is not site:
+                raise usage(f"{one} holds {place.inner}, the inner address of site {place.name}")
 
 
 def _refuse_existing(directory: Path, sites: Sequence[SiteFacts]) -> None:

@@ -30,6 +30,9 @@ def status(
     ] = False,
 ) -> None:
     """Show peers, epochs, key sources and counters of running daemons."""
+    if json and file is None and not privileged.listed_sockets():
+        print(json_text.dumps({"schema": SCHEMA, "sites": []}, indent=2))  # for a program, none is an answer
+        return
     sites = [_site(path) for path in control_sockets(file)]
     if json:
         print(json_text.dumps(sites[0] if file is not None else {"schema": SCHEMA, "sites": sites}, indent=2))

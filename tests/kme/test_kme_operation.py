@@ -256,6 +256,20 @@ def test_the_audit_log_follows_its_name(tmp_path):
     audit.close()
 
 
+def test_the_audit_log_is_never_for_everybody(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    audit = Audit(path, "kme-a")
+    audit.write("one")
+    assert path.stat().st_mode & 0o777 == 0o600
+    for made, is_then in ((0o644, 0o640), (0o666, 0o640), (0o640, 0o640), (0o777, 0o640), (0o600, 0o600)):
+        path.rename(tmp_path / "old")
+        path.touch()
+        path.chmod(made)  # as a rotation makes the new one
+        audit.write("two")
+        assert path.stat().st_mode & 0o777 == is_then
+    audit.close()
+
+
 def test_an_audit_log_that_cannot_be_written_says_so(tmp_path):
     path = tmp_path / "audit.jsonl"
     path.symlink_to("/dev/full")

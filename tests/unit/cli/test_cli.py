@@ -205,6 +205,15 @@ def test_init_with_the_simulated_link(
         (["--key-source", "psk"], "qvpn: --key-source is one of simulated, etsi014, file, not 'psk'\n"),
         (["--rekey", "5"], 'qvpn: --rekey 5: write a duration such as "60s", "5m" or "1h"\n'),
         (
+            ["--left-net", "10.20.0.0/16", "--right-net", "fd00::/64", "--right-net", "10.20.7.0/24"],
+            "qvpn: --left-net 10.20.0.0/16 and --right-net 10.20.7.0/24 overlap: "
+            "each address must be behind one site only\n",
+        ),
+        (
+            ["--right-net", "10.90.0.0/24"],
+            "qvpn: --right-net 10.90.0.0/24 holds 10.90.0.1, the inner address of site alice\n",
+        ),
+        (
             ["--left-net", "10.0.0.1/8"],
             "qvpn: --left-net: '10.0.0.1/8' has bits behind its prefix; did you mean \"10.0.0.0/8\"?\n",
         ),
@@ -400,6 +409,8 @@ def test_status_without_a_file_and_without_daemons(
     monkeypatch.setattr(privileged, "run_folder", lambda: tmp_path)
     code, _, err = run(capfd, "status")
     assert (code, err) == (1, f"qvpn: no daemon of this user is listed in {tmp_path}; name its qvpn.toml\n")
+    code, out, err = run(capfd, "status", "--json")
+    assert (code, json.loads(out)["sites"], err) == (0, [], "")
 
 
 # up
