@@ -35,7 +35,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from keysource.base import KEY_BYTES
 from keysource.kme import crashpoints
 from keysource.kme.pki import write_new
-from keysource.kme.records import StoreError
+from keysource.kme.records import Damaged, StoreError
 from keysource.private import read_secret
 
 _NAME = b"qvpn-kme epoch keys 1".ljust(32, b"\0")
@@ -95,31 +95,21 @@ def read_site_key(path: Path) -> bytes:
 
 
 @dataclass(slots=True)
-class _Epoch:
+class Epoch:
+    """One that is alive."""
+
     slot: int
     begun: float
     cipher: AESGCM = field(repr=False)
 
 
-class EpochKeys:
-    """The epochs that are alive; :attr:`current` wraps what is new."""
+class Epochs:
+    """The epochs that are alive; :attr:`current` wraps what is new.  Where their keys lie is for others to say."""
 
-    def __init__(self, path: Path, site_key: bytes, kme_id: str) -> None:
-        """Raises :class:`StoreError`: no such file can be had, or it is something else."""
-        self.path = path
+    def __init__(self, site_key: bytes, kme_id: str) -> None:
         info = b"qvpn-kme site key v1:" + kme_id.encode()
         self._wrapping = AESGCM(HKDF(hashes.SHA256(), KEY_BYTES, None, info).derive(site_key))
-        self._epochs: dict[int, _Epoch] = {}
-        self._damaged: set[int] = set()
-        try:
-            self._file = self._open()
-            self._read()
-        except OSError as error:
-            raise StoreError(f"{path}: {error.strerror}") from None
-
-    def close(self) -> None:
-        os.close(self._file)
-        self._epochs.clear()
+        self._epochs: dict[int, Epoch] = {}
 
     @property
     def current(self) -> int:
@@ -134,6 +124,53 @@ class EpochKeys:
     @property
     def alive(self) -> list[int]:
         return sorted(self._epochs)
+
+    def destroy(self, number: int) -> None:
+        """No row wrapped under it can be read again."""
+        raise NotImplementedError
+
+    def seal(self, label: bytes, material: bytes | bytearray) -> bytes:
+        """``material`` under the current epoch, bound to ``label``."""
+        nonce = os.urandom(_NONCE)
+        return nonce + self._epochs[self.current].cipher.encrypt(nonce, bytes(material), label)
+
+    def unseal(self, epoch: int, label: bytes, blob: bytes) -> bytearray:
+        """Raises :class:`Damaged`: the row was changed, moved, or wrapped under an epoch that is gone."""
+        known = self._epochs.get(epoch)
+        if known is None:
+            raise Damaged(f"epoch {epoch}, which a stored key is wrapped under, was destroyed")
+        try:
+            return bytearray(known.cipher.decrypt(blob[:_NONCE], blob[_NONCE:], label))
+        except (InvalidTag, ValueError):
+            raise Damaged("a stored key is damaged") from None
+
+    def new_key(self, number: int, begun: int) -> tuple[bytes, AESGCM]:
+        """A key for an epoch: as it lies somewhere, wrapped under the site key, and ready for use."""
+        key, nonce = AESGCM.generate_key(256), os.urandom(_NONCE)
+        return nonce + self._wrapping.encrypt(nonce, key, _HEAD.pack(number, begun)), AESGCM(key)
+
+    def read_key(self, number: int, begun: int, wrapped: bytes) -> AESGCM:
+        """Raises ``InvalidTag``."""
+        return AESGCM(self._wrapping.decrypt(wrapped[:_NONCE], wrapped[_NONCE:], _HEAD.pack(number, begun)))
+
+
+class EpochKeys(Epochs):
+    """The same in a file of this process alone."""
+
+    def __init__(self, path: Path, site_key: bytes, kme_id: str) -> None:
+        """Raises :class:`StoreError`: no such file can be had, or it is something else."""
+        super().__init__(site_key, kme_id)
+        self.path = path
+        self._damaged: set[int] = set()
+        try:
+            self._file = self._open()
+            self._read()
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from None
+
+    def close(self) -> None:
+        os.close(self._file)
+        self._epochs.clear()
 
     def settle(self, needed: Collection[int]) -> None:
         """At the start: every epoch that rows are wrapped under must be here; slots that mean nothing are freed.
@@ -156,10 +193,9 @@ class EpochKeys:
             raise ValueError("epochs only count up")
         used = {epoch.slot for epoch in self._epochs.values()} | self._damaged
         slot = next(slot for slot in range(_SLOTS) if slot not in used)
-        key, nonce = AESGCM.generate_key(256), os.urandom(_NONCE)
-        head = _HEAD.pack(number, int(now))
-        self._write(slot, head + nonce + self._wrapping.encrypt(nonce, key, head))
-        self._epochs[number] = _Epoch(slot, now, AESGCM(key))
+        wrapped, cipher = self.new_key(number, int(now))
+        self._write(slot, _HEAD.pack(number, int(now)) + wrapped)
+        self._epochs[number] = Epoch(slot, now, cipher)
         crashpoints.at("epoch.begun")
 
     def destroy(self, number: int) -> None:
@@ -168,21 +204,6 @@ class EpochKeys:
             raise ValueError("the current epoch is in use")
         self._erase(self._epochs.pop(number).slot)
         crashpoints.at("epoch.destroyed")
-
-    def seal(self, label: bytes, material: bytes | bytearray) -> bytes:
-        """``material`` under the current epoch, bound to ``label``."""
-        nonce = os.urandom(_NONCE)
-        return nonce + self._epochs[self.current].cipher.encrypt(nonce, bytes(material), label)
-
-    def unseal(self, epoch: int, label: bytes, blob: bytes) -> bytearray:
-        """Raises :class:`StoreError`: the row was changed, moved, or wrapped under an epoch that is gone."""
-        known = self._epochs.get(epoch)
-        if known is None:
-            raise StoreError(f"{self.path}: epoch {epoch} was destroyed")
-        try:
-            return bytearray(known.cipher.decrypt(blob[:_NONCE], blob[_NONCE:], label))
-        except (InvalidTag, ValueError):
-            raise StoreError("a stored key is damaged") from None
 
     def _open(self) -> int:
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -222,14 +243,12 @@ class EpochKeys:
                 self._read_slot(slot, content)
 
     def _read_slot(self, slot: int, content: bytes) -> None:
-        head, nonce = content[: _HEAD.size], content[_HEAD.size :][:_NONCE]
+        number, begun = _HEAD.unpack(content[: _HEAD.size])
+        wrapped = content[_HEAD.size :][: _NONCE + KEY_BYTES + 16]
         try:
-            key = self._wrapping.decrypt(nonce, content[_HEAD.size + _NONCE :][: KEY_BYTES + 16], head)
+            self._epochs[number] = Epoch(slot, float(begun), self.read_key(number, begun, wrapped))
         except InvalidTag:
             self._damaged.add(slot)  # torn by a crash, half destroyed, or of another site key: settle() will know
-            return
-        number, begun = _HEAD.unpack(head)
-        self._epochs[number] = _Epoch(slot, float(begun), AESGCM(key))
 
     def _erase(self, slot: int) -> None:
         self._write(slot, os.urandom(_SLOT))

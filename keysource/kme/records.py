@@ -18,8 +18,16 @@ class StoreError(Exception):
     """The store cannot be opened, is another KME's, or a stored key is damaged; one sentence."""
 
 
+class Damaged(StoreError):
+    """A stored key cannot be unwrapped."""
+
+
 class KeysNotFound(Exception):
     """At least one key_ID is not here for this pair; nothing was touched."""
+
+
+class Alarmed(Exception):
+    """The store knows of an alarm on this link; one sentence.  Nothing was touched."""
 
 
 class NotTheSlave(Exception):

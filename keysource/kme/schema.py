@@ -1,7 +1,8 @@
-"""The store's files: who may open them, what tables they have, and stores of an older release.
+"""The SQLite store's file: who may open it, what tables it has, and files of an older release.
 
-:data:`VERSION` is SQLite's ``user_version``.  Version 0 with tables is the first release's store: one table, key
-bytes in clear.  It is brought up in one transaction; then the file is written anew, so that no page holds them.
+A new file gets the tables of :data:`keysource.kme.migrate.HEAD` at once; an older one is brought there step by step
+(:mod:`keysource.kme.migrate`).  SQLite's ``user_version`` tells the steps before there was a table for that; it is
+:data:`VERSION` from then on, so that a release that only knows ``user_version`` leaves the file alone.
 """
 
 from __future__ import annotations
@@ -9,20 +10,19 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 
-from keysource.kme import crashpoints
-from keysource.kme.records import UNIT_BITS, StoreError
+from keysource.kme.migrate import HEAD, known
+from keysource.kme.records import StoreError
 
-VERSION = 2
+VERSION = 3
 MAX_BLOCK = 2**63 - 1
-_SCHEMA = """
+TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE link (
     peer TEXT PRIMARY KEY,       -- KME at the other end
     name TEXT NOT NULL,          -- of the link, as both devices say it
-    end TEXT NOT NULL,
+    "end" TEXT NOT NULL,
     owner TEXT NOT NULL,
     origin TEXT NOT NULL,
     hops INTEGER NOT NULL,
@@ -31,8 +31,6 @@ CREATE TABLE link (
     issued INTEGER NOT NULL,     -- keys given to masters here
     fetched INTEGER NOT NULL     -- keys given to slaves here
 ) WITHOUT ROWID;
-"""
-_KEYS = """
 CREATE TABLE key (               -- free units of a link
     key_id TEXT PRIMARY KEY,
     peer TEXT NOT NULL,
@@ -63,19 +61,20 @@ CREATE TABLE delivery (          -- keys that wait for a slave, a row for each s
 CREATE INDEX delivery_peer ON delivery (peer);
 CREATE INDEX delivery_since ON delivery (since);
 CREATE INDEX delivery_epoch ON delivery (epoch);
+CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc
+    PRIMARY KEY (version_num));
 """
-Seal = Callable[[bytes, bytes], tuple[int, bytes]]
-"""label, bytes -> epoch, wrapped bytes."""
 
 
-def unit_label(key_id: str, peer: str, own: int) -> bytes:
-    """What the wrapping of a free unit is bound to."""
-    return "\0".join(("unit", key_id, peer, str(own))).encode()
+def unit_label(key_id: str, peer: str, own: int, origin: str, hops: int) -> bytes:
+    """What the wrapping of a free unit is bound to: all that is believed about it when it is issued."""
+    return "\0".join(("unit 3", key_id, peer, str(int(own)), origin, str(hops))).encode()
 
 
-def delivery_label(key_id: str, slave: str, master: str) -> bytes:
-    """What the wrapping of a waiting key is bound to: a row made over to another slave cannot be read."""
-    return "\0".join(("delivery", key_id, slave, master)).encode()
+def delivery_label(key_id: str, slave: str, master: str, peer: str, size: int, origin: str, hops: int) -> bytes:
+    """What the wrapping of a waiting key is bound to: a row that is made over to another slave, or to a better
+    origin, cannot be read."""
+    return "\0".join(("delivery 3", key_id, slave, master, peer, str(size), origin, str(hops))).encode()
 
 
 def private_lock(path: Path) -> int:
@@ -112,62 +111,26 @@ def connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
         db.execute("PRAGMA secure_delete=ON")
-        version = _version(db)
-        if version > VERSION:
+        if db.execute("PRAGMA user_version").fetchone()[0] == 0 and not _has_tables(db):
+            stamp = f"INSERT INTO alembic_version VALUES ('{HEAD}');"
+            db.executescript(f"BEGIN IMMEDIATE;{TABLES}{stamp}PRAGMA user_version={VERSION};COMMIT;")
+        revision = revision_of(db)
+        if not known(revision):
             db.close()
-            raise StoreError(f"{path}: a newer release wrote this store (version {version})")
-        if version == 0 and not _has_tables(db):
-            db.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}{_KEYS}PRAGMA user_version={VERSION};COMMIT;")
+            raise StoreError(f"{path}: a newer release wrote this store (step {revision})")
     except sqlite3.Error as error:
         raise StoreError(f"{path}: {error}") from None
     return db
 
 
-def migrate(db: sqlite3.Connection, seal: Seal) -> bool:
-    """Bring a store of the first release up to date; True where there was one."""
-    if _version(db) == 0:
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            _first_release(db, seal)
-            crashpoints.at("migrate.in-transaction")
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            raise
-        crashpoints.at("migrate.committed")
-    if db.execute("SELECT 1 FROM meta WHERE name = 'unclean'").fetchone() is None:
-        return False
-    db.execute("VACUUM")  # no free page keeps a key in clear; done again where a crash came before the next line
-    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    db.execute("DELETE FROM meta WHERE name = 'unclean'")
-    return True
-
-
-def _first_release(db: sqlite3.Connection, seal: Seal) -> None:
-    old = "SELECT key_id, peer, own, block, position, origin, hops, material, master, slave, token, since FROM key_v0"
-    for index in ("key_order", "key_since"):
-        db.execute(f"DROP INDEX IF EXISTS {index}")
-    db.execute("ALTER TABLE key RENAME TO key_v0")
-    for statement in _KEYS.split(";\n"):
-        db.execute(statement)
-    for row in db.execute(old).fetchall():
-        key_id, peer, own, block, position, origin, hops, material, master, slave, token, since = row
-        if master is None:
-            sealed = seal(unit_label(key_id, peer, own), material)
-            values = (key_id, peer, own, block, position, origin, hops, *sealed)
-            db.execute("INSERT INTO key VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
-        else:
-            sealed = seal(delivery_label(key_id, slave, master), material)
-            waiting = (key_id, slave, master, peer, UNIT_BITS, origin, hops, *sealed, token, since)
-            db.execute("INSERT INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", waiting)
-    db.execute("DROP TABLE key_v0")
-    db.execute("INSERT INTO meta VALUES ('unclean', 'keys lay here in clear')")
-    db.execute(f"PRAGMA user_version={VERSION}")
-
-
-def _version(db: sqlite3.Connection) -> int:
-    return int(db.execute("PRAGMA user_version").fetchone()[0])
+def revision_of(db: sqlite3.Connection) -> str:
+    """The step that a file is at."""
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version < VERSION:
+        return "0002" if version else "0001"
+    if version > VERSION:
+        return f"of user_version {version}"
+    return str(db.execute("SELECT version_num FROM alembic_version").fetchone()[0])
 
 
 def _has_tables(db: sqlite3.Connection) -> bool:

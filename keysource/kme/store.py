@@ -1,27 +1,18 @@
-"""One KME's keys at rest: SQLite, written to the disk before anybody is told.  Synchronous; one thread at a time.
-
-The two KMEs of a link have a store each and never share one.  A link delivers *units* of 256 bits; a key is made of
-one or more of them.  A unit belongs to one end, a key is in one of two states::
-
-    own units (this end issues them)    free ──── issue() ───▶ gone, bytes go to the master SAE
-    the other end's units               free ─ reserve() ─▶ waiting for its slaves ─ fetch() ─▶ gone
-
-Each arrow is one transaction, on the disk (WAL, ``synchronous=FULL``) when it returns.  So a crash may lose a key
-that was on its way out, and can never give one out twice.  Key bytes lie wrapped under the key of an epoch
-(:mod:`keysource.kme.epochs`); what is deleted is overwritten in the database file (``secure_delete``), and what
-copies of it there are elsewhere die with the epoch.
-"""
+"""The store of one KME process in an SQLite file: WAL, ``synchronous=FULL``, what is deleted is overwritten."""
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Collection, Iterator, Sequence
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from keysource.base import KEY_BYTES, End, Origin, Owner, derive_key_id, wipe
-from keysource.kme import crashpoints
+from keysource.kme import migrate
+from keysource.kme.epochs import EpochKeys, new_site_key, read_site_key
+from keysource.kme.keystore import KeyStore
 from keysource.kme.records import (
-    ANY,
     BadDeposit,
     Counts,
     Deposit,
@@ -34,19 +25,14 @@ from keysource.kme.records import (
     StoreError,
     Terms,
     Unit,
-    Wanted,
-    at_most,
-    deposit_tag,
-    weakest,
-    xor,
 )
-from keysource.kme.schema import MAX_BLOCK, delivery_label, unit_label
-from keysource.kme.vault import Vault
+from keysource.kme.schema import connect, private_lock, revision_of
 
 __all__ = [
     "BadDeposit",
     "Counts",
     "Deposit",
+    "KeyStore",
     "KeysNotFound",
     "LinkRow",
     "NotTheSlave",
@@ -60,8 +46,11 @@ __all__ = [
 ]
 
 
-class Store(Vault):
-    """See the module.  Open it, use it from one thread at a time, close it."""
+class Store(KeyStore):
+    """One file, locked; what was deleted lives on in its log and in backups, as ciphertext of epochs that die."""
+
+    _db: sqlite3.Connection
+    _epochs: EpochKeys
 
     def __init__(
         self,
@@ -78,325 +67,76 @@ class Store(Vault):
         Raises:
             StoreError: see :class:`StoreError`.
         """
-        super().__init__(path, kme_id, site_key=site_key, epoch_keys=epoch_keys, now=now)
-        self._max_keys = max_keys
+        super().__init__(str(path), max_keys=max_keys)
+        self.path = path
+        self._lock = private_lock(path)
+        with contextlib.ExitStack() as failed:
+            failed.callback(os.close, self._lock)
+            self._db = connect(path)
+            failed.callback(self._db.close)
+            self._adopt(kme_id)
+            key = read_site_key(site_key or _own_site_key(path))
+            self._epochs = EpochKeys(epoch_keys or path.with_name(path.name + ".epochs"), key, kme_id)
+            failed.callback(self._epochs.close)
+            revision = revision_of(self._db)
+            self._settle_epochs(now, wrapped=revision != "0001")
+            try:
+                self.migrated = migrate.upgrade(self, self._db, revision)
+            except sqlite3.Error as error:
+                raise StoreError(f"{path}: it cannot be brought up to date: {error}") from None
+            failed.pop_all()
 
-    # Links
+    def close(self) -> None:
+        self._db.close()
+        self._epochs.close()
+        os.close(self._lock)
 
-    def link(self, peer: str) -> LinkRow | None:
-        columns = "peer, name, end, owner, origin, hops, next_block, alarm"
-        row = self._db.execute(f"SELECT {columns} FROM link WHERE peer = ?", (peer,)).fetchone()
+    def health(self) -> dict[str, Any]:
+        """For ``status``."""
+        return {"kind": "sqlite", "where": self.where, "step": migrate.HEAD}
+
+    def begin_epoch(self, now: float) -> None:
+        row = self._db.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
+        last = max(int(row[0]) if row else 0, self._epochs.current)
+        with self._transaction():  # a number never comes back, even where the file of epoch keys does
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (str(last + 1),))
+        self._epochs.begin(last + 1, now)
+
+    def _settle_epochs(self, now: float, *, wrapped: bool) -> None:
+        needed: set[int] = set()
+        if wrapped:
+            rows = self._db.execute("SELECT DISTINCT epoch FROM key UNION SELECT DISTINCT epoch FROM delivery")
+            needed = {row[0] for row in rows}
+        self._epochs.settle(needed)
+        if not self._epochs.current:
+            self.begin_epoch(now)
+
+    def _adopt(self, kme_id: str) -> None:
+        row = self._db.execute("SELECT value FROM meta WHERE name = 'kme'").fetchone()
         if row is None:
-            return None
-        return LinkRow(row[0], row[1], End(row[2]), Owner(row[3]), Origin(row[4]), row[5], row[6], row[7])
+            self._db.execute("INSERT INTO meta VALUES ('kme', ?)", (kme_id,))
+        elif row[0] != kme_id:
+            raise StoreError(f"{self.path}: this is the store of KME {row[0]!r}, not of {kme_id!r}")
 
-    def bind_link(self, link: LinkRow) -> LinkRow:
-        """Remember what the device says; name and end never change.  Raises :class:`StoreError`."""
-        known = self.link(link.peer)
-        if known and (known.name, known.end) != (link.name, link.end):
-            raise StoreError(
-                f"{self.path}: keys of the link to {link.peer!r} come from end {known.end.value!r} of {known.name!r};"
-                f" the device there says that it is end {link.end.value!r} of {link.name!r}"
-            )
-        if self._db.execute("SELECT 1 FROM link WHERE name = ? AND peer != ?", (link.name, link.peer)).fetchone():
-            raise StoreError(
-                f"{self.path}: another link is called {link.name!r} too; key_IDs come from a link's name, so two keys"
-                " would have the same one: rename one of them at both its ends"
-            )
-        with self._transaction():
-            self._db.execute(
-                "INSERT INTO link VALUES (?, ?, ?, ?, ?, ?, 0, '', 0, 0)"
-                " ON CONFLICT (peer) DO UPDATE SET owner = excluded.owner, origin = excluded.origin,"
-                " hops = excluded.hops",
-                (link.peer, link.name, link.end.value, link.owner.value, link.origin.value, link.hops),
-            )
-        return self.link(link.peer) or link
-
-    def set_alarm(self, peer: str, alarm: str) -> None:
-        with self._transaction():
-            self._db.execute("UPDATE link SET alarm = ? WHERE peer = ?", (alarm, peer))
-
-    # Units that arrive
-
-    def add_block(self, link: LinkRow, block: int, keys: bytearray) -> bool:
-        """Store a block; False where it was received before.  Older free units make room for it.
-
-        Raises:
-            StoreError: a block number that SQLite cannot hold.
-        """
-        if block > MAX_BLOCK - 1:
-            raise StoreError(f"block number {block} is too large")
-        with self._transaction():
-            (next_block,) = self._db.execute("SELECT next_block FROM link WHERE peer = ?", (link.peer,)).fetchone()
-            if block < next_block:
-                return False
-            rows = self._rows(link, block, keys)
-            self._db.executemany("INSERT INTO key VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-            self._db.execute("UPDATE link SET next_block = ? WHERE peer = ?", (block + 1, link.peer))
-            self._make_room(link.peer)
-            crashpoints.at("block.in-transaction")
-        crashpoints.at("block.stored")
-        return True
-
-    def void(self, peer: str, before: int) -> int:
-        """The other end does not have blocks below ``before``: delete their free units.  Returns how many."""
-        with self._transaction():
-            return self._db.execute(
-                "DELETE FROM key WHERE peer = ? AND block < ?", (peer, min(before, MAX_BLOCK))
-            ).rowcount
-
-    def _rows(self, link: LinkRow, block: int, keys: bytearray) -> Iterator[tuple[object, ...]]:
-        for position in range(len(keys) // KEY_BYTES):
-            material = keys[position * KEY_BYTES : (position + 1) * KEY_BYTES]
-            own = int(link.owner.of(position) is link.end)
-            key_id = derive_key_id(link.name, block, position)
-            sealed = self._seal(unit_label(key_id, link.peer, own), material)
-            wipe(material)
-            yield key_id, link.peer, own, block, position, link.origin.value, link.hops, *sealed
-
-    def _make_room(self, peer: str) -> None:
-        count = "SELECT (SELECT count(*) FROM key WHERE peer = :p) + (SELECT count(*) FROM delivery WHERE peer = :p)"
-        over = self._db.execute(count, {"p": peer}).fetchone()[0] - self._max_keys
-        while over > 0:
-            (oldest,) = self._db.execute("SELECT min(block) FROM key WHERE peer = ?", (peer,)).fetchone()
-            if oldest is None:
-                return  # all that is left waits for its slaves
-            over -= self._db.execute("DELETE FROM key WHERE peer = ? AND block = ?", (peer, oldest)).rowcount
-
-    # Master's side
-
-    def free_own(self, peer: str, limit: int, wanted: Wanted = ANY) -> list[Unit]:
-        """At most ``limit`` own free units, oldest first."""
-        query = "SELECT key_id, block FROM key WHERE peer = ? AND own = 1"
-        values: list[object] = [peer]
-        if wanted != ANY:
-            query += f" AND hops <= ? AND origin IN ({', '.join('?' * len(wanted.origins))})"
-            values += [wanted.max_hops, *(origin.value for origin in wanted.origins)]
-        rows = self._db.execute(query + " ORDER BY block, position LIMIT ?", [*values, limit])
-        return [Unit(*row) for row in rows]
-
-    def drop_own(self, peer: str, key_ids: Collection[str], *, below: int, keep: Collection[str]) -> int:
-        """Delete own free units that the other KME does not hold: ``key_ids`` and all below block ``below``, except
-        ``keep``.  Returns how many."""
-        with self._transaction():
-            found = self._db.execute(
-                "SELECT key_id FROM key WHERE peer = ? AND own = 1 AND block < ?", (peer, min(below, MAX_BLOCK))
-            )
-            gone = {row[0] for row in found} - set(keep) | set(key_ids)
-            rows = [(key_id, peer) for key_id in gone]
-            return self._db.executemany("DELETE FROM key WHERE key_id = ? AND peer = ? AND own = 1", rows).rowcount
-
-    def issue(self, peer: str, keys: Sequence[Sequence[str]], size: int) -> list[StoredKey]:
-        """Delete own free units and return the keys of ``size`` bits that they make, all or none.
-
-        Each key is a list of units' key_IDs; the first names it.
-
-        Raises:
-            KeysNotFound: a unit is gone meanwhile.
-        """
-        with self._taking() as taking:
-            made = [self.joined([self._take(peer, unit, 1, taking) for unit in units], size) for units in keys]
-            self._db.execute("UPDATE link SET issued = issued + ? WHERE peer = ?", (len(made), peer))
-            crashpoints.at("enc.in-transaction")
-        crashpoints.at("enc.committed")
-        return made
-
-    def take(self, wanted: Sequence[tuple[str, Sequence[str]]]) -> list[list[StoredKey]]:
-        """Delete own free units of several links, all or none: for keys that go to slaves at several KMEs.
-
-        Raises:
-            KeysNotFound: a unit is gone meanwhile.
-        """
-        with self._taking() as taking:
-            taken = [[self._take(peer, unit, 1, taking) for unit in units] for peer, units in wanted]
-            crashpoints.at("multicast.in-transaction")
-        crashpoints.at("multicast.taken")
-        return taken
-
-    def count_issued(self, peer: str, number: int) -> None:
-        """Keys whose units were taken before went out."""
-        with self._transaction():
-            self._db.execute("UPDATE link SET issued = issued + ? WHERE peer = ?", (number, peer))
-
-    # Slave's side
-
-    def reserve(self, peer: str, terms: Terms, offers: Sequence[Offer], now: float) -> Reservation:
-        """Reserve keys made of the other end's units; the same offer may come twice.  ``now`` is in seconds."""
-        missing: list[str] = []
-        with self._taking() as taking:
-            for offer in offers:
-                if self._is_reserved(offer.key_id, peer, terms, offer.token):
-                    continue
-                lacking = [unit.key_id for unit in offer.units if not self._is_free(peer, unit.key_id)]
-                if lacking or self._waiting(offer.key_id):  # a deposit came first under that name
-                    missing += lacking or [offer.key_id]
-                    continue
-                key = self.joined([self._take(peer, u.key_id, 0, taking) for u in offer.units], terms.size)
-                self._wait(peer, terms, key, offer.token, now)
-            answer = self._reach(peer, missing)
-            crashpoints.at("reserve.in-transaction")
-        crashpoints.at("reserve.committed")
-        return answer
-
-    def deposit(self, peer: str, terms: Terms, deposits: Sequence[Deposit], now: float) -> Reservation:
-        """Unmask keys that another link made, and have them wait for their slaves; all or none.
-
-        Raises:
-            BadDeposit: one is not authentic, claims a better origin than this link has, or takes another key's name.
-        """
-        missing: list[str] = []
-        link = self.link(peer)
-        if link is None:
-            return Reservation([unit.key_id for deposit in deposits for unit in deposit.units], 0, 0)
-        fresh = [d for d in deposits if not self._is_reserved(d.key_id, peer, terms, d.token)]
-        missing = [u.key_id for d in fresh for u in d.units if not self._is_free(peer, u.key_id)]
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
         try:
-            with self._taking() as taking:
-                for deposit in fresh if not missing else ():
-                    self._wait(peer, terms, self._unmasked(link, terms, deposit, taking), deposit.token, now)
-                answer = self._reach(peer, missing)
-                crashpoints.at("deposit.in-transaction")
-        except BadDeposit:
-            self._delete(unit.key_id for deposit in fresh for unit in deposit.units)  # a pad serves once
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # a full disk has rolled back already
+                self._db.execute("ROLLBACK")
             raise
-        crashpoints.at("deposit.committed")
-        return answer
 
-    def withdraw(self, peer: str, tokens: Sequence[str]) -> int:
-        """The other KME will not issue what it offered under these tokens.  Returns how many keys are gone."""
-        with self._transaction():
-            gone = 0
-            for token in tokens:
-                deleted = self._db.execute(
-                    "DELETE FROM delivery WHERE peer = ? AND token = ? RETURNING key_id", (peer, token)
-                )
-                gone += len({row[0] for row in deleted.fetchall()})
-            crashpoints.at("withdraw.in-transaction")
-        crashpoints.at("withdraw.committed")
-        return gone
 
-    def fetch(self, master: str, slave: str, key_ids: Sequence[str], *, may: bool = True) -> list[StoredKey]:
-        """Delete keys that wait for this slave of this master and return them, all or none.
-
-        ``may``: these two may (still) share keys.
-
-        Raises:
-            NotTheSlave: one waits, or waited, for other slaves only; or they may not.
-            KeysNotFound: one is not here, was fetched, or is another master's.
-        """
-        with self._taking() as taking:
-            waiting = {key_id: self._waiting(key_id) for key_id in key_ids}
-            if any(slaves and slave not in slaves for slaves in waiting.values()):
-                raise NotTheSlave
-            mine = [slaves.get(slave) for slaves in waiting.values()]
-            if len(mine) != len(key_ids) or any(row is None or row[:2] != (master, 0) for row in mine):
-                raise KeysNotFound
-            if not may:
-                raise NotTheSlave
-            keys = [self._hand_over(key_id, slave, master, taking) for key_id in key_ids]
-            crashpoints.at("dec.in-transaction")
-        crashpoints.at("dec.committed")
-        return keys
-
-    def expire(self, before: float) -> int:
-        """Delete keys reserved before a time for which a slave never came.  Returns how many it were."""
-        with self._transaction():
-            rows = self._db.execute("DELETE FROM delivery WHERE since < ? RETURNING key_id", (before,)).fetchall()
-        return len({row[0] for row in rows})
-
-    def counts(self, peer: str) -> Counts:
-        free = dict(self._db.execute("SELECT own, count(*) FROM key WHERE peer = ? GROUP BY own", (peer,)).fetchall())
-        (waiting,) = self._db.execute(
-            "SELECT count(DISTINCT key_id) FROM delivery WHERE peer = ? AND material IS NOT NULL", (peer,)
-        ).fetchone()
-        row = self._db.execute("SELECT issued, fetched FROM link WHERE peer = ?", (peer,)).fetchone()
-        return Counts(free.get(1, 0), free.get(0, 0), waiting, *(row or (0, 0)))
-
-    # Rows
-
-    def _is_free(self, peer: str, key_id: str) -> bool:
-        query = "SELECT 1 FROM key WHERE key_id = ? AND peer = ? AND own = 0"
-        return self._db.execute(query, (key_id, peer)).fetchone() is not None
-
-    def _is_reserved(self, key_id: str, peer: str, terms: Terms, token: str) -> bool:
-        rows = self._db.execute(
-            "SELECT slave, peer, master, size, token FROM delivery WHERE key_id = ?", (key_id,)
-        ).fetchall()
-        known = (peer, terms.master, terms.size, token)
-        return {row[0] for row in rows} == set(terms.slaves) and all(tuple(row[1:]) == known for row in rows)
-
-    def _waiting(self, key_id: str) -> dict[str, tuple[str, int]]:
-        """slave -> (master, 1 if it has the key already)."""
-        query = "SELECT slave, master, material IS NULL FROM delivery WHERE key_id = ?"
-        return {row[0]: (row[1], row[2]) for row in self._db.execute(query, (key_id,))}
-
-    def _take(self, peer: str, key_id: str, own: int, damaged: list[str]) -> StoredKey:
-        rows = self._db.execute(
-            "DELETE FROM key WHERE key_id = ? AND peer = ? AND own = ? RETURNING epoch, material, origin, hops",
-            (key_id, peer, own),
-        ).fetchall()
-        if not rows:
-            raise KeysNotFound
-        epoch, blob, origin, hops = rows[0]
-        damaged.append(key_id)
-        material = self._epochs.unseal(epoch, unit_label(key_id, peer, own), blob)
-        damaged.pop()
-        return StoredKey(key_id, material, Origin(origin), hops)
-
-    @staticmethod
-    def joined(units: Sequence[StoredKey], size: int) -> StoredKey:
-        """Units one after the other, cut to ``size`` bits; the units are wiped."""
-        material = bytearray().join(unit.material for unit in units)[: size // 8]
-        for unit in units:
-            wipe(unit.material)
-        return StoredKey(units[0].key_id, material, weakest(u.origin for u in units), max(u.hops for u in units))
-
-    def _unmasked(self, link: LinkRow, terms: Terms, deposit: Deposit, taking: list[str]) -> StoredKey:
-        *pad, mac = (self._take(link.peer, unit.key_id, 0, taking) for unit in deposit.units)
-        tag = deposit_tag(mac.material, link.name, terms, deposit)
-        if not hmac.compare_digest(tag, deposit.tag) or len(deposit.masked) != terms.size // 8:
-            raise BadDeposit("a deposited key is not authentic")
-        origin = terms.origin or weakest(part.origin for part in pad)
-        if not all(at_most(origin, part.origin) and terms.hops >= part.hops for part in pad):
-            raise BadDeposit("a deposited key claims more than the link it came over")
-        taken = "SELECT 1 FROM key WHERE key_id = :id UNION ALL SELECT 1 FROM delivery WHERE key_id = :id"
-        if self._db.execute(taken, {"id": deposit.key_id}).fetchone():
-            raise BadDeposit("a deposited key has the key_ID of another")
-        mask = self.joined(pad, terms.size)
-        material = xor(deposit.masked, mask.material)
-        wipe(mask.material)
-        wipe(mac.material)
-        return StoredKey(deposit.key_id, material, origin, terms.hops)
-
-    def _wait(self, peer: str, terms: Terms, key: StoredKey, token: str, now: float) -> None:
-        origin, hops = weakest((key.origin, terms.origin or key.origin)), max(key.hops, terms.hops)
-        for slave in terms.slaves:
-            sealed = self._seal(delivery_label(key.key_id, slave, terms.master), key.material)
-            row = (key.key_id, slave, terms.master, peer, terms.size, origin.value, hops, *sealed, token, now)
-            self._db.execute("INSERT INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-        wipe(key.material)
-
-    def _hand_over(self, key_id: str, slave: str, master: str, damaged: list[str]) -> StoredKey:
-        """One slave has its key: the bytes go; the row goes when no other slave waits for the same key."""
-        epoch, blob, origin, hops, peer = self._db.execute(
-            "SELECT epoch, material, origin, hops, peer FROM delivery WHERE key_id = ? AND slave = ?", (key_id, slave)
-        ).fetchone()
-        damaged.append(key_id)
-        material = self._epochs.unseal(epoch, delivery_label(key_id, slave, master), blob)
-        damaged.pop()
-        here = "WHERE key_id = ? AND slave = ?"
-        self._db.execute(f"UPDATE delivery SET material = NULL {here}", (key_id, slave))
-        self._db.execute(
-            "DELETE FROM delivery WHERE key_id = :id AND NOT EXISTS"
-            " (SELECT 1 FROM delivery WHERE key_id = :id AND material IS NOT NULL)",
-            {"id": key_id},
-        )
-        self._db.execute("UPDATE link SET fetched = fetched + 1 WHERE peer = ?", (peer,))
-        return StoredKey(key_id, material, Origin(origin), hops)
-
-    def _reach(self, peer: str, missing: list[str]) -> Reservation:
-        first, following = self._db.execute(
-            "SELECT (SELECT min(block) FROM key WHERE peer = :p AND own = 0), next_block FROM link WHERE peer = :p",
-            {"p": peer},
-        ).fetchone() or (0, 0)
-        return Reservation(missing, following if first is None else first, following)
+def _own_site_key(store: Path) -> Path:
+    """Where the operator named none: one beside the store, made with it."""
+    path = store.with_name(store.name + ".site-key")
+    try:
+        new_site_key(path)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from None
+    return path

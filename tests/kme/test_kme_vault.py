@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 
 import pytest
+from alembic.script import ScriptDirectory
 
 from keysource.base import End, Origin, Owner, derive_key_id
+from keysource.kme import migrate, schema
 from keysource.kme.epochs import EpochKeys, new_site_key, read_site_key, site_key_path
 from keysource.kme.records import Deposit, KeysNotFound, LinkRow, Offer, StoreError, Terms, Unit, deposit_tag, xor
 from keysource.kme.store import BadDeposit, Store
@@ -359,11 +364,150 @@ def test_a_store_in_clear_is_wrapped_and_keeps_everything(home):
         assert bytes(b.fetch("sae-a", "sae-b", [unit(0).key_id])[0].material) == material(0, 0)
 
 
+# A store of the second release: wrapped, but not bound to origin and hops
+
+SECOND = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE link (peer TEXT PRIMARY KEY, name TEXT NOT NULL, end TEXT NOT NULL, owner TEXT NOT NULL,
+    origin TEXT NOT NULL, hops INTEGER NOT NULL, next_block INTEGER NOT NULL, alarm TEXT NOT NULL,
+    issued INTEGER NOT NULL, fetched INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE key (key_id TEXT PRIMARY KEY, peer TEXT NOT NULL, own INTEGER NOT NULL, block INTEGER NOT NULL,
+    position INTEGER NOT NULL, origin TEXT NOT NULL, hops INTEGER NOT NULL, epoch INTEGER NOT NULL,
+    material BLOB NOT NULL) WITHOUT ROWID;
+CREATE INDEX key_order ON key (peer, own, block, position);
+CREATE INDEX key_epoch ON key (epoch);
+CREATE TABLE delivery (key_id TEXT NOT NULL, slave TEXT NOT NULL, master TEXT NOT NULL, peer TEXT NOT NULL,
+    size INTEGER NOT NULL, origin TEXT NOT NULL, hops INTEGER NOT NULL, epoch INTEGER NOT NULL, material BLOB,
+    token TEXT NOT NULL, since REAL NOT NULL, PRIMARY KEY (key_id, slave)) WITHOUT ROWID;
+CREATE INDEX delivery_peer ON delivery (peer);
+CREATE INDEX delivery_since ON delivery (since);
+CREATE INDEX delivery_epoch ON delivery (epoch);
+INSERT INTO meta VALUES ('kme', 'kme'), ('epoch', '1');
+INSERT INTO link VALUES ('other', 'link', 'b', 'a', 'qkd', 2, 1, '', 7, 3);
+PRAGMA user_version = 2;
+"""
+
+
+def second_store(home):
+    """As that release wrote it: labels of the key_ID and the SAEs, nothing else."""
+    path = home / "kme.sqlite"
+    new_site_key(home / "kme.sqlite.site-key")
+    epochs = EpochKeys(home / "kme.sqlite.epochs", read_site_key(home / "kme.sqlite.site-key"), "kme")
+    epochs.begin(1, 0.0)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(SECOND)
+        for position in (0, 1):
+            key_id = unit(position).key_id
+            label = "\0".join(("unit", key_id, "other", "0")).encode()
+            row = (key_id, "other", 0, 0, position, "qkd", 2, 1, epochs.seal(label, material(0, position)))
+            db.execute("INSERT INTO key VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        for slave, blob in (("sae-b", material(0, 3)), ("sae-c", None)):
+            key_id = unit(3).key_id
+            label = "\0".join(("delivery", key_id, slave, "sae-a")).encode()
+            wrapped = epochs.seal(label, blob) if blob else None
+            row = (key_id, slave, "sae-a", "other", 256, "qkd", 2, 1, wrapped, TOKEN, 1000.0)
+            db.execute("INSERT INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        db.commit()
+    epochs.close()
+    path.chmod(0o600)
+
+
+def test_a_store_whose_rows_were_bound_to_less_keeps_its_keys(home):
+    second_store(home)
+    with opened(home, End.B) as (b, row):
+        assert b.migrated
+        assert (row.next_block, b.counts("other").issued) == (1, 7)
+        [key] = b.fetch("sae-a", "sae-b", [unit(3).key_id])
+        assert (bytes(key.material), key.hops) == (material(0, 3), 2)
+        assert b.reserve("other", BOB, [Offer(*unit(0), TOKEN)], 1.0).missing == []
+        assert bytes(b.fetch("sae-a", "sae-b", [unit(0).key_id])[0].material) == material(0, 0)
+    with opened(home, End.B) as (b, _):
+        assert not b.migrated
+
+
+def test_a_row_of_the_second_release_that_cannot_be_unwrapped_is_dropped(home):
+    second_store(home)
+    with contextlib.closing(sqlite3.connect(home / "kme.sqlite")) as db:
+        db.execute("UPDATE key SET key_id = 'another' WHERE position = 1")
+        db.commit()
+    with opened(home, End.B) as (b, _):
+        assert b.counts("other").peer_free == 1
+        assert b.counts("other").reserved == 1
+
+
+@pytest.mark.parametrize("make", [old_store, second_store])
+def test_an_old_file_ends_with_the_tables_of_a_new_one(home, tmp_path, make):
+    def tables(folder):
+        with contextlib.closing(sqlite3.connect(folder / "kme.sqlite")) as db:
+            names = db.execute("SELECT type, name, tbl_name FROM sqlite_master ORDER BY 1, 2").fetchall()
+            columns = {name: db.execute(f"PRAGMA table_info({name})").fetchall() for kind, name, _ in names}
+            indices = {name: db.execute(f"PRAGMA index_info({name})").fetchall() for kind, name, _ in names}
+            step = db.execute("SELECT version_num FROM alembic_version").fetchall()
+            return names, columns, indices, step, db.execute("PRAGMA user_version").fetchone()
+
+    make(home)
+    with opened(home, End.B):
+        pass
+    fresh = tmp_path / "fresh"
+    with opened(fresh, End.B):
+        pass
+    assert tables(home) == tables(fresh)
+
+
+def test_the_steps_are_those_of_the_folder():
+    script = ScriptDirectory(str(migrate.FOLDER))
+    assert script.get_heads() == [migrate.HEAD]
+    assert [step.revision for step in reversed(list(script.walk_revisions()))] == list(migrate.STEPS)
+
+
+def test_a_step_writes_the_labels_that_the_store_reads():
+    step = importlib.import_module("keysource.kme.migrations.versions.step_0003")
+    assert step.unit_label("id", "peer", 1, "qkd", 2) == schema.unit_label("id", "peer", 1, "qkd", 2)
+    waiting = ("id", "slave", "master", "peer", 256, "qkd", 2)
+    assert step.delivery_label(*waiting) == schema.delivery_label(*waiting)
+
+
+def test_a_new_store_needs_no_alembic(home):
+    code = "import sys; from pathlib import Path; from keysource.kme.store import Store\n"
+    code += "Store(Path(sys.argv[1]), 'kme', max_keys=10).close(); print('alembic' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(home / "kme.sqlite")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("change", ["origin = 'qkd'", "hops = 0", "size = 128", "peer = 'third'"])
+def test_a_waiting_row_cannot_be_made_better_than_it_is(home, change):
+    with opened(home, End.B) as (b, _):
+        row = b.bind_link(LinkRow("other", "link", End.B, Owner.A, Origin.SIMULATED, 3))
+        b.add_block(row, 0, block_of(0))
+        b.reserve("other", BOB, [Offer(*unit(0), TOKEN)], 1.0)
+        b._db.execute(f"UPDATE delivery SET {change}")
+        with pytest.raises(StoreError, match="damaged"):
+            b.fetch("sae-a", "sae-b", [unit(0).key_id])
+
+
+@pytest.mark.parametrize("change", ["origin = 'qkd'", "hops = 0"])
+def test_a_free_row_cannot_be_made_better_than_it_is(home, change):
+    with opened(home) as (a, _):
+        row = a.bind_link(LinkRow("other", "link", End.A, Owner.A, Origin.SIMULATED, 3))
+        a.add_block(row, 0, block_of(0))
+        a._db.execute(f"UPDATE key SET {change}")
+        with pytest.raises(StoreError, match="damaged"):
+            issue(a, unit(0))
+
+
 def test_a_store_of_a_newer_release_is_left_alone(home):
     with opened(home):
         pass
     with contextlib.closing(sqlite3.connect(home / "kme.sqlite")) as db:
         db.execute("PRAGMA user_version=99")
+    with pytest.raises(StoreError, match="newer release"), opened(home):
+        pass
+    with contextlib.closing(sqlite3.connect(home / "kme.sqlite")) as db:
+        db.execute("PRAGMA user_version=3")
+        db.execute("UPDATE alembic_version SET version_num = '0099'")
+        db.commit()
     with pytest.raises(StoreError, match="newer release"), opened(home):
         pass
 
