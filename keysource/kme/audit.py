@@ -1,8 +1,8 @@
 """The audit log: who got, was promised or was refused which key, and when.  Never a key, never a key_ID in clear.
 
-JSON Lines, mode 0600 (or 0640, where a rotation makes it so; more is taken away), one ``write`` with ``O_APPEND`` for each line, before the answer goes out: where the line
-cannot be written, the answer is 503.  A key stands there as the SHA-256 of its key_ID, so that two KMEs' logs can be
-laid side by side and neither lets anybody fetch a key.
+JSON Lines, mode 0600, or 0640 where a rotation makes it so (more is taken away), one ``write`` with ``O_APPEND`` for
+each line, before the answer goes out: where the line cannot be written, the answer is 503.  A key stands there as the
+SHA-256 of its key_ID, so that two KMEs' logs can be laid side by side and neither lets anybody fetch a key.
 
 Rotation needs no signal: before each line it is asked whether the path still names the open file; after a ``rename``
 or a removal the line goes into a new file.  (``copytruncate`` works too, since every write appends.)
