@@ -1,0 +1,217 @@
+"""The relay's logic on a hostile network: pads used once, blocks at both ends or at none, altered shares caught."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from keysource.base import Origin
+from keysource.network import crashes, onetime, shares
+from keysource.network.core import Fault
+from tests.network.hostile import Net, Weather, topology
+
+LONG = bool(os.environ.get("QVPN_TEST_LONG"))
+CHAIN = [("a", "b"), ("b", "c")]
+DIAMOND = [("a", "b"), ("b", "e"), ("a", "c"), ("c", "e"), ("c", "d"), ("d", "e"), ("a", "d")]
+
+
+@pytest.fixture
+def nets(tmp_path: Path) -> Iterator[list[Net]]:
+    made: list[Net] = []
+    yield made
+    for net in made:
+        net.close()
+
+
+def settle(net: Net) -> None:
+    """The network heals; whatever was prepared is decided."""
+    net.weather = Weather()
+    net.down.clear()
+    net.run(90.0)
+
+
+def equal_ends(net: Net, ends: tuple[str, str]) -> dict[int, bytes]:
+    left, right = (net.keys(end) for end in ends)
+    assert left == right, "a block is at one end only, or differs"
+    assert not any(net.nodes[ends[0]].initiators[name].state == "committing" for name in ["long"])
+    return left
+
+
+def test_a_block_goes_over_a_trusted_node_and_says_so(tmp_path: Path, nets: list[Net]) -> None:
+    nets.append(net := Net(tmp_path, topology(CHAIN, ("a", "c")), seed=1))
+    net.feed(200)
+    net.run(5.0)
+    keys = equal_ends(net, ("a", "c"))
+    assert keys and all(len(block) == 4 * 32 for block in keys.values())
+    for block in net.stores["c"].outbox("long"):
+        assert (block.facts.origin, block.facts.hops, block.facts.paths) == (Origin.RELAYED, 1, (("a", "b", "c"),))
+    cost = onetime.units_for(shares.wrapped_bytes(4))
+    for node, link in (("a", "a-b"), ("b", "b-c")):
+        stored = net.stores[node].link(link)
+        assert stored is not None and 100 - stored.own == cost * len(keys), "a hop costs what it says"
+    assert not net.stores["b"].outbox("long")
+
+
+def test_a_direct_path_has_no_hops_and_is_as_good_as_its_link(tmp_path: Path, nets: list[Net]) -> None:
+    nets.append(net := Net(tmp_path, topology([("a", "b")], ("a", "b"), max_hops=0), seed=2))
+    net.feed(60)
+    net.run(3.0)
+    assert equal_ends(net, ("a", "b"))
+    assert {(b.facts.origin, b.facts.hops) for b in net.stores["a"].outbox("long")} == {(Origin.QKD, 0)}
+
+
+@pytest.mark.parametrize("seed", range(40 if LONG else 2))
+def test_a_hostile_network(seed: int, tmp_path: Path, nets: list[Net], monkeypatch: pytest.MonkeyPatch) -> None:
+    weather = Weather(loss=0.15, double=0.2, longest=1.2, kill=0.02)
+    nets.append(net := Net(tmp_path, topology(DIAMOND, ("a", "e"), paths=2), seed, weather))
+    with net.killing(monkeypatch):
+        for _ in range(4):
+            net.feed(120)
+            net.run(25.0)
+    net.feed(200)  # both ends of a link may have lost each other's pads; fresh ones are always good
+    settle(net)
+    keys = equal_ends(net, ("a", "e"))
+    assert keys and net.kills, "nothing happened"
+    flat = [block[i : i + 32] for block in keys.values() for i in range(0, len(block), 32)]
+    assert len(set(flat)) == len(flat), "a key came twice"
+
+
+POINTS = [point for point in crashes.POINTS if point not in ("block.stored", "share.sent", "delivered.stored")]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_a_named_point(
+    point: str, tmp_path: Path, nets: list[Net], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three times in a row, whoever comes to it; afterwards the ends are equal and go on."""
+    nets.append(net := Net(tmp_path, topology(CHAIN, ("a", "c")), seed=7))
+    net.feed(400)
+    with net.killing(monkeypatch, point, times=3):
+        net.run(60.0)
+        assert net.kills[point] == 3
+    before = len(net.keys("a"))
+    net.feed(100)
+    settle(net)
+    assert len(equal_ends(net, ("a", "c"))) > before
+
+
+def test_a_lost_verdict_and_a_late_open_never_split_a_block(tmp_path: Path, nets: list[Net]) -> None:
+    """The Open of a committed block comes again while the initiator still waits for the verdict."""
+    from keysource.network.messages import Open, Verdict
+
+    nets.append(net := Net(tmp_path, topology([("a", "b")], ("a", "b")), seed=3))
+    net.feed(60)
+    opened: list[Open] = []
+    for _ in range(400):
+        net.run(0.01)
+        opened += [m.body for m in net._flying if b'"op":"open"' in m.body]  # type: ignore[misc]
+        if net.keys("b"):
+            break
+    target = net.nodes["b"]
+    last = net.stores["b"].last("long")[1]
+    message = Open(transfer=last, connection="long", block=0, count=4, paths=(("a", "b"),), origin="qkd")
+    target.receive("a", message, net.now)
+    assert not [m for _to, m in target.take_outgoing() if isinstance(m, Verdict) and not m.committed]
+    settle(net)
+    equal_ends(net, ("a", "b"))
+
+
+def test_a_retry_takes_another_pad_and_the_next_node_pays_for_it_once(tmp_path: Path, nets: list[Net]) -> None:
+    nets.append(net := Net(tmp_path, topology(CHAIN, ("a", "c")), seed=4))
+    net.feed(200)
+    net.run(1.0)  # stocks are known
+    net.weather = Weather(loss=0.4)
+    net.run(30.0)
+    attempts = {share.header.attempt for share in net.masked.values()}
+    assert max(attempts) > 1, "nothing was sent twice"
+    settle(net)
+    equal_ends(net, ("a", "c"))
+    left = net.stores["b"].link("a-b")
+    assert left is not None and left.peers >= 0
+
+
+def test_an_altered_share_is_caught_and_that_way_left_alone(tmp_path: Path, nets: list[Net]) -> None:
+    net = Net(tmp_path, topology(DIAMOND, ("a", "e"), paths=2), seed=5)
+    nets.append(net)
+    copied: list[bytes] = []
+    net.nodes["b"].core.fault = Fault(copied=lambda _header, share: copied.append(share), alter=True)
+    net.feed(400)
+    net.run(8.0)
+    keys = equal_ends(net, ("a", "e"))
+    assert copied and net.told("altered"), "the corrupt node was never on the way"
+    assert keys, "no other way was taken"
+    for block in net.stores["e"].outbox("long"):
+        assert all("b" not in path for path in block.facts.paths)
+    for share in copied:  # it read what passed, and none of it is in any key
+        assert not any(share[i : i + 16] in whole for whole in keys.values() for i in range(0, len(share) - 16, 16))
+
+
+def test_a_node_that_swallows_shares_is_found_out(tmp_path: Path, nets: list[Net]) -> None:
+    net = Net(tmp_path, topology(DIAMOND, ("a", "e"), paths=2), seed=6)
+    nets.append(net)
+    net.nodes["b"].core.fault = Fault(swallow=True)
+    net.feed(400)
+    net.run(25.0)
+    assert equal_ends(net, ("a", "e"))
+    assert any("did not arrive" in event.facts["reason"] for event in net.told("given up"))
+
+
+def test_a_dead_node_and_an_alarmed_link_are_gone_round(tmp_path: Path, nets: list[Net]) -> None:
+    nets.append(net := Net(tmp_path, topology(DIAMOND, ("a", "e")), seed=8))
+    net.feed(400)
+    net.run(2.0)
+    first = net.nodes["a"].initiators["long"].paths
+    net.down.add(first[0][1])
+    net.run(15.0)
+    second = net.nodes["a"].initiators["long"].paths
+    assert first[0][1] not in second[0] and net.nodes["a"].initiators["long"].state != "committing"
+    net.alarm(f"{second[0][0]}-{second[0][1]}", "qber: 25 %")
+    before = len(net.keys("a"))
+    net.run(10.0)
+    third = net.nodes["a"].initiators["long"].paths
+    assert third != second and len(net.keys("a")) > before
+    for link in net.map.link:
+        net.alarm(link.name, "qber: 25 %")
+    net.run(10.0)
+    before = len(net.keys("a"))
+    net.run(10.0)
+    assert len(net.keys("a")) == before and "no path" in net.nodes["a"].initiators["long"].trouble
+
+
+def test_the_stock_of_a_cut_link_is_used_last(tmp_path: Path, nets: list[Net]) -> None:
+    nets.append(net := Net(tmp_path, topology(DIAMOND, ("a", "e")), seed=9))
+    net.feed(60, "a-b", "b-e")
+    net.feed(40)
+    net.nodes["b"].core.links["b-e"].up = net.nodes["e"].core.links["b-e"].up = False
+    net.run(30.0)
+    ways = [block.facts.paths[0][1] for block in net.stores["a"].outbox("long")]
+    assert "b" in ways and ways.index("b") == len(ways) - ways[::-1].index("b") - ways.count("b")
+    assert set(ways[: ways.index("b")]) <= {"c", "d"} and ways[0] != "b"
+
+
+def test_two_maps_that_differ_make_no_key(tmp_path: Path, nets: list[Net]) -> None:
+    nets.append(net := Net(tmp_path, topology(CHAIN, ("a", "c")), seed=10))
+    other = net.map.model_copy(
+        update={"link": [link.model_copy(update={"origin": Origin.SIMULATED}) for link in net.map.link]}
+    )
+    net.nodes["c"].core.topology = other
+    net.feed(200)
+    net.run(10.0)
+    assert not net.keys("a") and not net.keys("c")
+    assert "maps differ" in net.nodes["a"].initiators["long"].trouble
+
+
+def test_nobody_takes_the_keys(tmp_path: Path, nets: list[Net]) -> None:
+    nets.append(net := Net(tmp_path, topology(CHAIN, ("a", "c")), seed=11))
+    net.nodes["a"].initiators["long"]._room = lambda: 3
+    net.feed(200)
+    net.run(1.5)
+    assert {len(block) for block in net.keys("a").values()} == {96}
+    net.nodes["a"].initiators["long"]._room = lambda: 0
+    net.run(1.0)
+    before = len(net.keys("a"))
+    net.run(5.0)
+    assert len(net.keys("a")) == before
