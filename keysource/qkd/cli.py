@@ -25,11 +25,13 @@ from keysource.qkd.optics.weather import WEATHERS
 from keysource.qkd.presets import PRESETS
 from keysource.qkd.ratecli import rate, repeater
 from keysource.qkd.records import ASSUMPTIONS
+from keysource.qkd.simulate import simulate
 from keysource.settings import Address
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.command()(rate)
 app.command()(repeater)
+app.command()(simulate)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The configuration of one end or the fibre, TOML.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object and nothing else.")]
 

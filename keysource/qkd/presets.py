@@ -4,6 +4,11 @@
 everything else; ``metro50`` a 1 GHz link over 50 km, which takes longer than real time here and says so;
 ``satellite`` one pass as one block, whose loss follows the elevation: the satellite is a trusted node that stores
 and forwards.
+
+``lim2014``, ``rusca2018`` and ``boaron2018`` have the optics of those publications; intensities and biases are chosen
+for the analysis that delivers here, which has one decoy.  ``small10`` and ``small50`` are for ``qvpn-qkd attack``:
+blocks so small that what Eve knows of a key can be counted exactly, under an error budget of one in a hundred that a
+link refuses unless its ``error_limit`` is raised.
 """
 
 from __future__ import annotations
@@ -30,6 +35,8 @@ class Preset:
     abort_wait: float
     """Longest pause after aborted blocks in a row, in seconds: each costs a ticket of pad."""
     security: Security = SECURITY
+    reference: str = ""
+    """The publication whose link it is."""
     weather: str = "calm"
     """See ``optics.weather``; nature's, the ends do not know it."""
 
@@ -44,6 +51,7 @@ class Preset:
 
 _LAB = Decoy(mu1=0.45, mu2=0.15, p1=0.45)
 _SPACE = Decoy(mu1=0.6, mu2=0.2, p1=0.5)
+_SMALL = Security(secrecy=1e-2, correctness=1e-6)
 _PASS = Pass(altitude_km=500.0, top_deg=75.0, least_deg=20.0, zenith_loss_db=22.0, air_db=0.9)
 
 PRESETS: dict[str, Preset] = {
@@ -96,6 +104,51 @@ PRESETS: dict[str, Preset] = {
             pulses=round(10e6 * _PASS.seconds()),
             schedule="optimised",
             abort_wait=30.0,
+        ),
+        Preset(
+            "lim2014",
+            "50 km, 1 GHz, avalanche diodes with 4 % after-pulses, blocks of 1 s",
+            Optics(Decoy(0.35, 0.126, 0.3), 0.7, 50.0, 0.2, 0.1, 6e-7, 0.005, 1e9, Recovery(0.0, 0.04, 1e-8)),
+            pulses=1_000_000_000,
+            schedule="optimised",
+            abort_wait=30.0,
+            reference="channel of Lim et al., PRA 89 022307 (2014), arXiv:1311.7129",
+        ),
+        Preset(
+            "rusca2018",
+            "50 km, 1 GHz, 100 ns dead time, blocks of 0.5 s",
+            Optics(Decoy(0.35, 0.126, 0.45), 0.8, 50.0, 0.2, 0.5, 5e-9, 0.01, 1e9, Recovery(dead_time=100e-9)),
+            pulses=500_000_000,
+            schedule="optimised",
+            abort_wait=30.0,
+            reference="parameters of the figure of Rusca et al., APL 112 171104 (2018), arXiv:1801.03443",
+        ),
+        Preset(
+            "boaron2018",
+            "150 km of ultra-low-loss fibre (25.5 dB), 2.5 GHz, superconducting detectors, blocks of 1.6 s",
+            Optics(Decoy(0.42, 0.15, 0.45), 0.8, 150.0, 0.17, 0.45, 4e-11, 0.01, 2.5e9, Recovery(dead_time=30e-9)),
+            pulses=4_000_000_000,
+            schedule="optimised",
+            abort_wait=30.0,
+            reference="after Boaron et al., PRL 121 190502 (2018): its clock and kind of fibre, usual detectors",
+        ),
+        Preset(
+            "small10",
+            "10 km, 1 MHz, small blocks for demonstrations of Eve",
+            Optics(Decoy(0.6, 0.168, 0.3), 0.7, 10.0, 0.2, 0.3, 1e-7, 0.005, 1e6),
+            pulses=1_200_000,
+            schedule="optimised",
+            abort_wait=0.1,
+            security=_SMALL,
+        ),
+        Preset(
+            "small50",
+            "50 km, 1 GHz, small blocks for demonstrations of photon-number splitting",
+            Optics(Decoy(0.5, 0.14, 0.3), 0.6, 50.0, 0.2, 0.2, 1e-6, 0.01, 1e9),
+            pulses=20_000_000,
+            schedule="optimised",
+            abort_wait=0.1,
+            security=_SMALL,
         ),
     )
 }

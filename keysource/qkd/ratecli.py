@@ -14,16 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from keysource.qkd.errors import LinkSettings
+from keysource.qkd.observe import OPTICS_ONLY
 from keysource.qkd.optics.model import Optics, Recovery
 from keysource.qkd.presets import PRESETS
 from keysource.qkd.rates.curves import ANALYSES, Curve, claim, plot
 from keysource.qkd.rates.finite import Decoy, Security
 from keysource.qkd.repeaters import Chain, direct, trusted_chain
 
-_GYS = Optics(Decoy(0.48, 0.05, 0.5), 0.5**0.5, 0.0, 0.21, 0.045, 0.85e-6, 0.033, 2e6)
 _RUSCA = Optics(Decoy(0.5, 0.15, 0.7), 0.9, 0.0, 0.2, 0.5, 5e-9, 0.01, 1e9, Recovery(dead_time=100e-9))
 PUBLISHED = {
-    "gys": (_GYS, "Gobby, Yuan, Shields, APL 84 3762 (2004); decoys as in Ma et al., PRA 72 012326"),
+    "gys": OPTICS_ONLY["gys"][:2],
     "rusca2018": (_RUSCA, "Rusca et al., APL 112 171104 (2018), parameters of its figure"),
 }
 """Links of publications, for curves; those of ``qvpn-qkd presets`` go as well."""

@@ -153,7 +153,8 @@ def test_a_plan_promises_less_than_its_expected_block_would_allow(preset) -> Non
     assert plan.accepts(found)
     leak = 2 * 1.04 * plan.n_z * binary_entropy(plan.expected_qber)
     ideal = secret_bits(found, leak, preset.security)
-    assert 0.6 * ideal < plan.length < ideal
+    small = preset.name.startswith("small")  # margins of the same number of deviations weigh more in small blocks
+    assert (0.4 if small else 0.6) * ideal < plan.length < ideal
 
 
 def test_a_link_without_key_is_refused_when_planned() -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from keysource.qkd.distill import wire
 from keysource.qkd.distill.bits import Bits, pack, random_bits, unpack_untrusted
 from keysource.qkd.distill.cascade import Reference
-from keysource.qkd.distill.party import Abort, Answer, Fly, Keep, Party, Step, is_decoy
+from keysource.qkd.distill.party import Abort, Answer, Fly, Keep, Party, Step, by_intensity, is_decoy
 from keysource.qkd.distill.toeplitz import toeplitz_hash
 from keysource.qkd.distill.wire import CHECKED, KEY, Frame, Kind, Reason
 from keysource.qkd.errors import BadFrame
@@ -46,6 +46,7 @@ class AliceBlock(Party):
         frame = yield from self.receive(Kind.DETECTED)
         positions, bases = wire.detected_untrusted(frame.payload, self.plan.pulses)
         settings = source.at(positions)
+        self.outcome.detected = by_intensity(settings.decoy)
         codes = np.zeros(len(positions), dtype=np.uint8)
         both_z = np.flatnonzero((settings.check == 0) & (bases == 0))
         both_x = np.flatnonzero((settings.check == 1) & (bases == 1))

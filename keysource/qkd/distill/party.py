@@ -85,6 +85,8 @@ class Outcome:
     keys: bytearray = field(default_factory=bytearray, repr=False)
     qber: float | None = None
     """Error ratio of the check basis."""
+    detected: Pair | None = None
+    """All detections of the block, per intensity; only Alice knows."""
     found: Bounds | None = None
     peer_spent: int = 0
     messages: int = 0

@@ -14,7 +14,7 @@ from keysource.device.server import bind_private, peer_is_trusted
 from keysource.errors import KeySourceError
 from keysource.qkd.errors import LinkError
 
-_LIMIT = 64 * 1024
+_LIMIT = 256 * 1024
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
 
 

@@ -22,7 +22,8 @@ from keysource.qkd.engine.control import Control
 from keysource.qkd.engine.frontends import FrontEnd, Live, Recorded
 from keysource.qkd.engine.hardware import Hardware
 from keysource.qkd.engine.hello import AgreedTerms
-from keysource.qkd.errors import StateLost
+from keysource.qkd.engine.report import KEPT_REPORTS, report
+from keysource.qkd.errors import LinkError, StateLost
 from keysource.qkd.files import lock_folder
 from keysource.qkd.ledger import Ledger
 from keysource.qkd.optics.monitors import Readings, alarm
@@ -95,6 +96,8 @@ class LinkEnd:
         """Wall seconds from one passed block to the next, per second that its pulses take on the real link."""
         self._last_passed: float | None = None
         self._standing: set[str] = set()
+        self._reports: deque[dict[str, Any]] = deque(maxlen=KEPT_REPORTS)
+        self._guard_said: str | None = None
 
     @property
     def end(self) -> End:
@@ -165,6 +168,7 @@ class LinkEnd:
         else:
             missing = f'a record without readings, and monitor = "{self.config.monitor}" wants them'
             sentence = None if self.config.monitor == "none" else missing
+        self._guard_said = sentence
         if sentence is not None:
             log.warning("monitor", reason=sentence)
         return sentence
@@ -180,6 +184,8 @@ class LinkEnd:
         else:
             self._fail(outcome.reason)
         ledger = outcome.ledger
+        self._reports.append(report(outcome, self.preset, self.plan) | {"monitor": self._guard_said})
+        self._guard_said = None
         log.info(
             "block",
             number=outcome.block,
@@ -226,6 +232,7 @@ class LinkEnd:
         self.failed += 1
         self.failures_in_a_row += 1
         self.last_reason = str(error)
+        self._reports.append({"block": self.state.next_block - 1, "result": "broken", "said": str(error), "keys": 0})
 
     def tampered(self, detail: str) -> None:
         """The classical channel carried something that the other end did not send."""
@@ -290,6 +297,10 @@ class LinkEnd:
     def _command(self, request: dict[str, Any]) -> dict[str, Any]:
         self.show()
         status = self.device.status()
+        if (since := request.get("since")) is not None:
+            if not isinstance(since, int):
+                raise LinkError("since is a block number")
+            return {"blocks": [each for each in self._reports if each["block"] >= since]}
         return {
             "link": self.name,
             "end": self.end.value,

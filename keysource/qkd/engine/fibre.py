@@ -6,7 +6,7 @@ has arrived.  Then Alice is told ``FLOWN`` (block u64) and Bob ``FLOWN`` with th
 (``keysource.qkd.records``).  ``REFUSED`` carries a sentence, ``WELCOME`` the pace.
 
 Eve and the weather are switched at the control socket: one JSON object with any of ``attack``, ``fraction``,
-``mode``, ``weather``.
+``mode``, ``weather``; or ``notes``: what Eve has of the last block (``engine.notebook``).
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from keysource.base import End
 from keysource.qkd.config import Address, Pace
 from keysource.qkd.engine import seal
 from keysource.qkd.engine.control import Control
+from keysource.qkd.engine.notebook import notes_answer
 from keysource.qkd.errors import BadFrame, LinkError, PeerLost
 from keysource.qkd.optics.attacks import make_eve
 from keysource.qkd.optics.detectors import Receiver
-from keysource.qkd.optics.eve import Eve
+from keysource.qkd.optics.eve import Eve, Notes
 from keysource.qkd.optics.model import Optics
 from keysource.qkd.optics.monitors import TEST_SHARE
 from keysource.qkd.optics.sampler import Detections, detect, join
@@ -74,7 +75,8 @@ class Fibre:
         self._flight: asyncio.Task[None] | None = None
         self._control = None if control is None else Control(control, self._command)
         self._server: asyncio.Server | None = None
-        self.blocks = 0
+        self._notebook: tuple[int, Notes | None] = (-1, None)
+        self.blocks = self.flown = 0
         self.busy = 0.0
 
     async def start(self) -> None:
@@ -99,6 +101,8 @@ class Fibre:
     # Eve's switch
 
     def _command(self, request: dict[str, Any]) -> dict[str, Any]:
+        if "notes" in request:
+            return notes_answer(*self._notebook)
         known = {"attack", "fraction", "mode"}
         if request.keys() & known:
             self._eve = make_eve(request)
@@ -114,6 +118,7 @@ class Fibre:
             "preset": self._preset.name,
             "pace": self._pace,
             "blocks": self.blocks,
+            "pulses_flown": self.flown,
             "busy_seconds": round(self.busy, 3),
             "ends": sorted(end.value for end in self._seats),
         }
@@ -192,9 +197,12 @@ class Fibre:
             now, span, eve = self._sky.over(part), (first, count), self._eve  # whatever she is at this moment
             parts.append(await asyncio.to_thread(detect, now, source, receiver, span, eve, self._nature, detectors))
             self.busy += loop.time() - began
+            self.flown += count
         self.blocks += 1
+        seen = join(parts)
+        self._notebook = alice.block, seen.notes
         with contextlib.suppress(LinkError, KeyError):
-            await self._report(alice.block, join(parts))
+            await self._report(alice.block, seen)
 
     def _slices(self) -> list[tuple[tuple[int, int], Optics]]:
         """((first pulse, pulses), optics) of each slice; a new one where the block's course changes."""
