@@ -52,23 +52,25 @@ class Cost:
 class _Bind(MemoryBind):
     """A twin that keeps the datagrams of one send together, as UDP_SEGMENT and UDP GRO do on an open road."""
 
-    def __init__(self, network: MemoryNetwork, address: Address) -> None:
+    def __init__(self, network: MemoryNetwork, address: Address, sender: Address) -> None:
         super().__init__(network, address)
         self.sent: list[tuple[memoryview, int]] = []
         self.arrived: deque[tuple[memoryview, int]] = deque()
         self._rooms = [memoryview(bytearray(1 << 16)) for _ in range(_ROOMS)]
-        self._from = address
+        self._from = sender
         self._buffers = [memoryview(bytearray(1 << 16)) for _ in range(_BUFFERS)]
         self._wake: Callable[[], None] | None = None
 
     def send_segments(self, buffer: memoryview, segment: int, address: Address, ecn: int = 0) -> int:
-        step = min(_SEGMENTS, _SEND_BYTES // segment) * segment
+        count = -(-len(buffer) // segment)
+        sends = -(-count // min(_SEGMENTS, _SEND_BYTES // segment))
+        step = -(-count // sends) * segment  # as even as the real bind's
         for cut in range(0, len(buffer), step):
             part = buffer[cut : cut + step]
             room = self._rooms[len(self.sent)][: len(part)]
             room[:] = part
             self.sent.append((room, segment))
-        return -(-len(buffer) // segment)
+        return count
 
     def on_readable(self, callback: Callable[[], None] | None) -> None:
         self._wake = callback
@@ -116,7 +118,7 @@ class Bench:
         self.peers = peers
         network = MemoryNetwork()
         ends = [Address(ipaddress.ip_address(ip), 51840) for ip in ("192.0.2.1", "192.0.2.2")]
-        self.binds = [_Bind(network, end) for end in ends]
+        self.binds = [_Bind(network, end, other) for end, other in zip(ends, reversed(ends), strict=True)]
         self.tuns = [_Tun(), _Tun()]
         self.planes = [
             Plane(tun, bind, lambda: 0.0, _Hooks()) for tun, bind in zip(self.tuns, self.binds, strict=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from qvpn.netio import offload
 from qvpn.netio.offload import Superpacket
-from qvpn.tunnel.records import HEADER, OVERHEAD, Sealer
+from qvpn.tunnel.records import HEADER, OVERHEAD, TAG, Sealer
 from qvpn.tunnel.replay import BLOCK
 
 SHAPES = 16
@@ -44,6 +44,11 @@ class _Shape:
         ]
         """Of each chunk: where its header goes, its plaintext, its nonce, its ciphertext and tag."""
 
+    def number(self, head: bytes, counter: int, count: int) -> None:
+        """Write the records' headers: ``head`` into all, and so many counters."""
+        self.heads[:count] = _U64.unpack(head)[0]
+        np.add(_PLACES[:count], counter, out=self.counters[:count])
+
 
 class ChunkSealer:
     """Seals superpackets that stand at the start of ``arena`` into ``out``."""
@@ -53,30 +58,26 @@ class ChunkSealer:
         self._out = out
         self._shapes: dict[tuple[int, int], _Shape] = {}
 
-    def seal(self, sealer: Sealer, packet: Superpacket) -> tuple[memoryview, int]:
-        """Seal a superpacket of at most 64 chunks, which is destroyed.
+    def seal(self, sealer: Sealer, packet: Superpacket, chunks: int, head: bytes) -> tuple[memoryview, int]:
+        """Seal a superpacket of at most 64 chunks, which is destroyed; ``head`` is its header.
 
         Returns the records, back to back, and the length of each but the last.  Raises
         :class:`~qvpn.tunnel.records.Refused` with ``limit``.
         """
-        chunks = packet.chunks
         shape = self._shape(packet, chunks)
-        first = sealer.take_block(chunks)
-        shape.heads[:chunks] = _U64.unpack(sealer.head)[0]
-        shape.counters[:chunks] = _PLACES[:chunks] + np.uint64(first)
+        shape.number(sealer.head, sealer.take_block(chunks), chunks)
         last = packet.payload - (chunks - 1) * packet.segment
-        head = bytes(self._arena[: packet.header])
-        encrypt = sealer.encrypt
-        slots = shape.slots[:chunks] if last == packet.segment else shape.slots[: chunks - 1]
-        for place, plaintext, nonce, sealed in slots:
+        encrypt, slots = sealer.encrypt, shape.slots
+        whole = chunks if last == packet.segment else chunks - 1
+        for place, plaintext, nonce, sealed in slots if whole == len(slots) else slots[:whole]:
             place[:] = head
             encrypt(nonce, plaintext, None, sealed)
-        if len(slots) < chunks:
-            place, plaintext, nonce, sealed = shape.slots[chunks - 1]
+        if whole < chunks:
+            place, plaintext, nonce, sealed = slots[whole]
             place[:] = head
-            short = packet.segment - last
-            encrypt(nonce, plaintext[: len(plaintext) - short], None, sealed[: len(sealed) - short])
-        return self._out[: (chunks - 1) * shape.record + OVERHEAD + packet.header + last], shape.record
+            length = packet.header + last
+            encrypt(nonce, plaintext[:length], None, sealed[: length + TAG])
+        return self._out[: whole * shape.record + (OVERHEAD + packet.header + last) * (chunks - whole)], shape.record
 
     def _shape(self, packet: Superpacket, chunks: int) -> _Shape:
         key = (packet.header, packet.segment)

@@ -61,29 +61,37 @@ class Inbound:
         if not received.segment:
             self._table.drops.count(DropReason.TRUNCATED)
             return
-        self._mark = ecn.changes(received.ecn)
-        segment = received.segment
-        self._alone, self._apart, self._opened = received.length <= segment, False, None
-        if self._alone and received.length >= OVERHEAD and self._lone(received, now):
-            return
-        if segment < OVERHEAD or self._alone:
-            for place in range(-(-received.length // segment)):
+        segment, length = received.segment, received.length
+        self._mark = ecn.changes(received.ecn) if received.ecn else ecn.NOT_ECT
+        self._alone, self._apart, self._opened = length <= segment, False, None
+        if self._alone:
+            if length >= OVERHEAD and self._lone(received, now):
+                return
+            self._run(received, None, 0, 1, now)
+        elif segment < OVERHEAD:
+            for place in range(-(-length // segment)):
                 self._run(received, None, place, 1, now)
-        else:
-            views = self._views.of(received.buffer, segment)
-            count, tail = divmod(received.length, segment)
-            whole = count + (tail >= OVERHEAD)
-            if views.is_run(whole):
-                if not 0 < tail < OVERHEAD and self._chunks(received, views, whole, now):
-                    return
-                self._run(received, views, 0, whole, now)
-            else:
-                for first, many in views.split(whole):
-                    self._run(received, views, first, many, now)
-            if 0 < tail < OVERHEAD:
-                self._run(received, None, count, 1, now)
+        elif self._many(received, now):
+            return
         self._flush_packets()
         self._position = 0
+
+    def _many(self, received: Received, now: float) -> bool:
+        """Several datagrams of the length of a record at least; True: nothing that was in them waits."""
+        views = self._views.of(received.buffer, received.segment)
+        count, tail = divmod(received.length, received.segment)
+        whole = count + (tail >= OVERHEAD)
+        short = 0 < tail < OVERHEAD
+        if views.is_run(whole):
+            if not short and self._chunks(received, views, whole, now):
+                return True
+            self._run(received, views, 0, whole, now)
+        else:
+            for first, many in views.split(whole):
+                self._run(received, views, first, many, now)
+        if short:
+            self._run(received, None, count, 1, now)
+        return False
 
     @property
     def pending(self) -> bool:
@@ -334,11 +342,15 @@ class Inbound:
         """Tags verified, the last with this counter.  State first, hooks after it: a hook may erase the epoch."""
         peer.last_received = epoch.last_received = now
         peer.received_records += records
-        newest = epoch.opener.window(counter).highest == counter & (CONTROL_BIT - 1)
+        newest = address is not peer.heard and self._is_newest(epoch, counter)
         if not epoch.confirmed and peer.epochs.received(epoch, now):
             self._hooks.on_first_record(peer.name, epoch.receive_index, address)
         if newest and peer.should_report(address, now):
             self._hooks.on_new_address(peer.name, epoch.receive_index, address)
+
+    @staticmethod
+    def _is_newest(epoch: Epoch, counter: int) -> bool:
+        return epoch.opener.window(counter).highest == counter & (CONTROL_BIT - 1)
 
     def _unpack(self, peer: Peer, plaintext: memoryview) -> None:
         """Take the packets out of one verified data record; from here on its region of the buffer is in use."""

@@ -138,10 +138,11 @@ class Outbound:
         """A packet that waited alone, at the start of the arena: as :meth:`_route` and :meth:`_send`, in one go."""
         arena, inner = self._arena, VNET_HEADER
         head = bytes(arena[:_HEAD])
-        if not 0 < length - inner == ip.packet_length(head, inner, length):
+        heading = ip.heading(head, inner, length)
+        if heading is None:
             self._table.drops.count(DropReason.MALFORMED)
             return
-        peer = self._table.allowed.lookup(ip.destination(head, inner))
+        peer = self._table.allowed.lookup(heading[0])
         if peer is None:
             self._table.drops.count(DropReason.NO_ROUTE)
             return
@@ -154,7 +155,7 @@ class Outbound:
         if length > peer.max_plaintext:
             self._send_single(peer, epoch, arena[:length], now)
         else:
-            self._seal_lone(peer, epoch, length, ecn.field(head, inner), now)
+            self._seal_lone(peer, epoch, length, heading[1], now)
         self._check_limit(peer, epoch)
 
     def _seal_lone(self, peer: Peer, epoch: Epoch, length: int, bits: int, now: float) -> None:
@@ -267,11 +268,13 @@ class Outbound:
 
     def _send_superpacket(self, length: int, now: float) -> None:
         """Send the superpacket at the start of the arena as chunks."""
-        packet = offload.parse_superpacket(self._arena, 0, length)
+        arena = self._arena
+        packet = offload.parse_superpacket(arena, 0, length)
         if packet is None or packet.header + packet.payload != length:
             self._table.drops.count(DropReason.MALFORMED)
             return
-        peer = self._table.allowed.lookup(ip.destination(self._arena, VNET_HEADER))
+        head = bytes(arena[: packet.header])
+        peer = self._table.allowed.lookup(ip.destination(head, VNET_HEADER))
         if peer is None:
             self._table.drops.count(DropReason.NO_ROUTE, packet.chunks)
             return
@@ -279,15 +282,17 @@ class Outbound:
         if epoch is None or peer.endpoint is None:
             self._unsealable(peer, epoch, 0, length, packet.chunks)
             return
-        fitting = self._fit(peer, packet)
-        if fitting is None:
-            for part in datagrams(self._arena, packet):
-                self._send_single(peer, epoch, part, now)
-            return
-        if fitting.chunks <= BLOCK:
-            self._send_chunks(peer, epoch, fitting, now)
+        if packet.segment > peer.max_plaintext - packet.header:
+            fitting = self._fit(peer, packet)
+            if fitting is None:
+                for part in datagrams(arena, packet):
+                    self._send_single(peer, epoch, part, now)
+                return
+            packet, head = fitting, bytes(arena[: packet.header])
+        if (chunks := packet.chunks) <= BLOCK:
+            self._send_chunks(peer, epoch, packet, chunks, head, now)
         else:
-            self._send_blocks(peer, epoch, fitting, now)
+            self._send_blocks(peer, epoch, packet, now)
         self._check_limit(peer, epoch)
 
     def _unsealable(self, peer: Peer, epoch: Epoch | None, start: int, end: int, packets: int) -> None:
@@ -304,17 +309,19 @@ class Outbound:
             return None
         return offload.narrow(self._arena, 0, packet, room)
 
-    def _send_chunks(self, peer: Peer, epoch: Epoch, packet: Superpacket, now: float) -> None:
-        chunks = packet.chunks
-        bits = ecn.field(self._arena, VNET_HEADER)
+    def _send_chunks(
+        self, peer: Peer, epoch: Epoch, packet: Superpacket, chunks: int, head: bytes, now: float
+    ) -> None:
+        """``head``: the superpacket's header; ``chunks``: how many it has, at most a block."""
         try:
-            records, segment = self._chunks.seal(epoch.sealer, packet)
+            records, segment = self._chunks.seal(epoch.sealer, packet, chunks, head)
         except Refused as refused:
             peer.drops.count(refused.reason, chunks)
             return
-        sent = self._send_run(peer, records, segment, bits)
+        endpoint, bits = peer.endpoint, ecn.field(head, VNET_HEADER)
+        sent = self._bind.send_segments(records, segment, endpoint, bits) if endpoint is not None else 0
         if sent:
-            payload = min(sent * packet.segment, packet.payload)
+            payload = packet.payload if sent == chunks else sent * packet.segment
             peer.count_sent(sent, sent, payload + sent * packet.header, now)
         if sent < chunks:
             peer.drops.count(DropReason.SEND_FAILED, chunks - sent)
@@ -329,7 +336,7 @@ class Outbound:
             arena[packet.header : packet.header + part.payload] = arena[start : start + part.payload]
             arena[: packet.header] = head
             if part.chunks > 1:
-                self._send_chunks(peer, epoch, part, now)
+                self._send_chunks(peer, epoch, part, part.chunks, head, now)
             else:
                 bits = ecn.field(arena, VNET_HEADER)
                 self._send_block(peer, epoch, [_Plaintext(0, packet.header + part.payload, bits)], now)

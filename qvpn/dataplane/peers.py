@@ -21,11 +21,11 @@ class Peer:
     """One peer, as the packet path sees it."""
 
     __slots__ = (
-        "_heard",
         "_reported_at",
         "drops",
         "endpoint",
         "epochs",
+        "heard",
         "last_received",
         "last_sent",
         "max_plaintext",
@@ -60,7 +60,7 @@ class Peer:
         self.last_received: float | None = None
         self.last_sent: float | None = None
         self._reported_at = float("-inf")
-        self._heard: Address | None = None
+        self.heard: Address | None = None
         """The endpoint as the bind gives it: the same object is quicker to tell than an equal one."""
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class Peer:
 
     def set_endpoint(self, address: Address | None) -> None:
         self.endpoint = address
-        self._heard = None
+        self.heard = None
 
     def measure_path(self, bind: Bind) -> None:
         """Ask again how much one datagram to the endpoint can carry."""
@@ -85,10 +85,8 @@ class Peer:
 
     def should_report(self, address: Address, now: float) -> bool:
         """True if control should hear of this address: not the endpoint, and none reported just now."""
-        if address is self._heard:
-            return False
         if address == self.endpoint:
-            self._heard = address
+            self.heard = address
             return False
         if now - self._reported_at < REPORT_INTERVAL:
             return False

@@ -188,7 +188,7 @@ class RunJoiner:
         if pending.mark and not ecn.apply(self._buffer, VNET_HEADER, pending.mark):
             peer.drops.count(DropReason.ECN_NOT_CAPABLE, chunks)
             return
-        if self._table.allowed.lookup(ip.source(self._buffer, VNET_HEADER)) is not peer:
+        if self._table.allowed.lookup(ip.source(pending.head, VNET_HEADER)) is not peer:
             peer.drops.count(DropReason.WRONG_SOURCE, chunks)
             return
         peer.source_checks += 1

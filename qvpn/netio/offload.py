@@ -51,6 +51,9 @@ def plain_ok(data: memoryview, start: int, length: int) -> bool:
     if flags != NEEDS_CSUM:
         return True
     inner = start + LENGTH
+    if data[inner] == 0x45:  # as nearly always
+        whole = not (data[inner + 6] & 0x3F or data[inner + 7])
+        return whole and csum_start >= ip.IPV4_HEADER and csum_start + csum_offset + 2 <= length
     header = ip.header_length(data, inner)
     if not (header <= csum_start and csum_start + csum_offset + 2 <= length):
         return False

@@ -38,6 +38,7 @@ class Epoch:
     """Keys of one epoch in use.  Holds the two AEAD objects; ``erase`` lets go of them."""
 
     __slots__ = (
+        "_limits",
         "confirmed",
         "ends",
         "hard_end",
@@ -75,6 +76,7 @@ class Epoch:
         """Receive only, for good: of two handshakes at once, the other one won."""
         self.limit_reported = False
         self.last_received: float | None = None
+        self._limits = limits
         self.sealer = Sealer(keys.cipher, keys.send_key(0), keys.send_index, limits)
         self.opener = Opener(keys.cipher, keys.receive_key(0), limits)
 
@@ -83,7 +85,11 @@ class Epoch:
         return (self.initiator or self.confirmed) and not self.held
 
     def wants_rekey(self) -> bool:
-        return not self.erased and (self.sealer.wants_rekey or self.opener.wants_rekey)
+        if self.ends == _OVER:
+            return False
+        limits, opener = self._limits, self.opener
+        wanted = limits.rekey
+        return self.sealer.calls >= wanted or opener.calls >= wanted or opener.failed >= limits.failed_rekey
 
     def erase(self) -> None:
         """Let go of the keys: any use from here on is an error of this program, not a record."""

@@ -136,14 +136,18 @@ class Sealer:
 
     def take_block(self, calls: int) -> int:
         """The first of up to 64 counters that nobody else gets.  Raises :class:`Refused` with ``limit``."""
-        self._spend(calls)
-        counter = self.block << INDEX_BITS
-        self.block += 1
-        return counter
+        spent = self.calls + calls
+        if spent > self._limits.stop:
+            raise Refused(DropReason.LIMIT)
+        self.calls, block = spent, self.block
+        self.block = block + 1
+        return block << INDEX_BITS
 
     def seal_control(self, payload: bytes) -> bytes:
         """One control record.  Raises :class:`Refused` with ``limit``."""
-        self._spend(1)
+        if self.calls >= self._limits.stop:
+            raise Refused(DropReason.LIMIT)
+        self.calls += 1
         counter = self._control_counter
         self._control_counter += 1
         record = bytearray(OVERHEAD + len(payload))
@@ -153,11 +157,6 @@ class Sealer:
     @property
     def wants_rekey(self) -> bool:
         return self.calls >= self._limits.rekey
-
-    def _spend(self, calls: int) -> None:
-        if self.calls + calls > self._limits.stop:
-            raise Refused(DropReason.LIMIT)
-        self.calls += calls
 
     def _seal(self, counter: int, plaintext: memoryview | bytes, record: memoryview) -> None:
         _SEALED_HEADER.pack_into(record, 0, self.head, counter)

@@ -47,9 +47,13 @@ class ReplayWindow:
     def mark(self, counter: int) -> None:
         """Accept a counter for which :meth:`fresh` is true."""
         block = counter >> INDEX_BITS
-        if block > self._highest_block:
-            self._advance(block)
-        self._masks[block & self._ring_mask] |= 1 << (counter & (BLOCK - 1))
+        if block == self._highest_block + 1:
+            self._highest_block = block
+            self._masks[block & self._ring_mask] = 1 << (counter & (BLOCK - 1))
+        else:
+            if block > self._highest_block:
+                self._advance(block)
+            self._masks[block & self._ring_mask] |= 1 << (counter & (BLOCK - 1))
         self.marked += 1
         if counter > self.highest:
             self.highest = counter
@@ -63,9 +67,13 @@ class ReplayWindow:
 
     def mark_run(self, block: int, mask: int, count: int) -> None:
         """Accept ``count`` counters of one block, for which :meth:`run_fresh` is true."""
-        if block > self._highest_block:
-            self._advance(block)
-        self._masks[block & self._ring_mask] |= mask
+        if block == self._highest_block + 1:  # as nearly always
+            self._highest_block = block
+            self._masks[block & self._ring_mask] = mask
+        else:
+            if block > self._highest_block:
+                self._advance(block)
+            self._masks[block & self._ring_mask] |= mask
         self.marked += count
         top = (block << INDEX_BITS) + mask.bit_length() - 1
         if top > self.highest:
@@ -73,9 +81,7 @@ class ReplayWindow:
 
     def _advance(self, block: int) -> None:
         jump = block - self._highest_block
-        if jump == 1:
-            self._masks[block & self._ring_mask] = 0
-        elif jump >= self._blocks:
+        if jump >= self._blocks:
             self._masks = [0] * self._blocks
         else:
             for passed in range(self._highest_block + 1, block + 1):
