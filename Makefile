@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo bench test test-long lint venv clean
+.PHONY: demo bench bench-readme test test-long lint venv clean
 
 $(VENV)/.runtime: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qvpn needs Python >= 3.11: set PYTHON=")'
@@ -32,6 +32,10 @@ bench: $(VENV)/.runtime
 	@$(BIN)/qvpn bench crypto > $(OUT)/crypto.md
 	@$(BIN)/qvpn bench memory > $(OUT)/memory.md
 	@$(BIN)/qvpn bench net --rounds $(ROUNDS) --links $(LINKS) --peers all --extras --out $(OUT) $(if $(INSTALL),--install)
+
+# The table of the last run into the README.
+bench-readme: $(VENV)/.runtime
+	@$(BIN)/python -m qvpn.bench.readme $(OUT)/results.json README.md
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

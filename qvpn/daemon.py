@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -416,6 +417,7 @@ class Daemon:
             drops=summed(self._plane.drops.nonzero(), self._drops.nonzero(), self._lanes.drops),
             send_errors=summed(self._bind.errors, self._lanes.send_errors),
             lanes=tuple(lane_view(state) for state in self._lanes.states()),
+            queues=dataclasses.asdict(self._plane.queues),
         )
 
 

@@ -176,6 +176,8 @@ class SiteView:
     send_errors: dict[str, int] = field(default_factory=dict)
     lanes: tuple[LaneView, ...] = ()
     """Processes of the lanes beside lane 0."""
+    queues: dict[str, float] = field(default_factory=dict)
+    """What waits, or waited, in front of the daemon's own packet path (lane 0), by the names of ``QueueStatus``."""
 
     def to_json(self) -> dict[str, object]:
         """Plain values for ``json.dumps``."""

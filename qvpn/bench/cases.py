@@ -58,10 +58,11 @@ def plan(
 
 
 def _variants(measures: Sequence[str]) -> list[Case]:
-    """The other cipher, two lanes, and what a rekey costs: every second against every minute."""
+    """The other suites, two lanes, and what a rekey costs: every second against every minute."""
     wanted = [each for each in measures if each in THROUGHPUT]
     variants = (
         Qvpn("qvpn suite 02", suite=2),
+        Qvpn("qvpn suite 03", suite=3),
         Qvpn("qvpn 2 lanes", lanes=2),
         Qvpn(OFTEN, rekey=1),
         Qvpn(RARELY, rekey=60),

@@ -36,7 +36,7 @@ COLUMNS = (
 
 def markdown(results: Results) -> str:
     """The whole page."""
-    parts = [_heading(results)]
+    parts = [heading(results)]
     for link in results.links():
         parts.append(f"### Link `{link}`: {LINKS[link].about}\n\n{_figures(results, link)}")
         if compared := _ratios(results, link):
@@ -45,7 +45,8 @@ def markdown(results: Results) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _heading(results: Results) -> str:
+def heading(results: Results) -> str:
+    """Where, when and how all was measured."""
     machine = results.machine
     return (
         f"Medians of {results.rounds} interleaved rounds (smallest–largest); each TCP figure is {results.seconds} s "

@@ -69,7 +69,9 @@ def net(
     peers: Annotated[str, typer.Option(help="Others to measure beside, such as wireguard-go,openvpn; or all.")] = "",
     links: Annotated[str, typer.Option(help="default,tx-off,no-uso,jumbo; or all.")] = "default",
     measures: Annotated[str, typer.Option(help="Some of tcp1,tcp4,udp,idle,hot,load.")] = "",
-    extras: Annotated[bool, typer.Option(help="Suite 02, and rekeys every second and every minute, too.")] = False,
+    extras: Annotated[
+        bool, typer.Option(help="Suites 02 and 03, two lanes, and rekeys every second and every minute, too.")
+    ] = False,
     install: Annotated[
         bool, typer.Option("--install", help="Fetch the other programs first (Debian, root).")
     ] = False,

@@ -88,8 +88,20 @@ def _show_site(site: dict[str, Any]) -> str:
     for source in site["key_sources"]:
         lines += _show_source(source)
     lines += [_show_lane(lane) for lane in site["lanes"]]
+    lines += _show_queues(site["queues"])
     lines += _counters("drops", site["drops"]) + _counters("send errors", site["send_errors"])
     return "\n".join(lines)
+
+
+def _show_queues(queues: dict[str, Any]) -> list[str]:
+    """What waited in front of the packet path; nothing where all was handled as it came."""
+    if not queues or not (queues["longest"] or queues["received_longest"]):
+        return []
+    times = queues["marked"] + queues["received_marked"]
+    return [
+        f"waited at most {queues['longest'] * 1e3:.1f} ms to be sealed, {queues['received_longest'] * 1e3:.1f} ms "
+        f"to be opened; told to slow down {times} times (ECN or drop); waiting now {queues['packets']}"
+    ]
 
 
 def _show_peer(peer: dict[str, Any]) -> list[str]:

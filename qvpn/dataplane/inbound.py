@@ -394,7 +394,7 @@ class Inbound:
     def _accepts(self, peer: Peer, packet: memoryview) -> bool:
         """True if the packet may go to the TUN, as which it is mended then."""
         if self._mark and not ecn.apply(packet, VNET_HEADER, self._mark):
-            peer.drops.count(DropReason.ECN_NOT_CAPABLE)
+            peer.drops.count(ecn.lost(self._mark))
             return False
         if self._table.allowed.lookup(ip.source(packet, VNET_HEADER)) is not peer:
             peer.drops.count(DropReason.WRONG_SOURCE)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from qvpn.dataplane.backlog import Backlog
 from qvpn.dataplane.chunks import ChunkSealer, blocks
 from qvpn.dataplane.clamp import clamp, is_syn, may_be_tcp
 from qvpn.dataplane.hooks import PlaneHooks
@@ -103,28 +104,34 @@ class Outbound:
         self._out = memoryview(bytearray(OUT_BYTES))
         self._chunks = ChunkSealer(self._arena, self._out)
         self._oversize = Oversize(answers or tun)
+        self.backlog = Backlog(tun, table.drops)
+        """What waits because one turn did not empty the TUN; then :meth:`pump` must be called again."""
 
     def pump(self, now: float, limit: int = READ_LIMIT) -> int:
         """Handle what waits, up to the budget and so many packets; returns how many there were."""
-        total = 0
+        total, behind = 0, len(self.backlog) > 0
+        if behind:
+            self.backlog.fill(now)
         for _ in range(SUPERPACKETS):
             count, more = self._pump_once(limit - total, now)
             total += count
             if not more or total >= limit:
-                break
+                return total
+        if not behind:
+            self.backlog.fill(now)
         return total
 
     def _pump_once(self, limit: int, now: float) -> tuple[int, bool]:
         """One batch of reads, of which only the last can be a superpacket; True if there may be more."""
-        arena = self._arena
-        batch = self._tun.read_batch(arena, limit)
+        arena, behind = self._arena, len(self.backlog) > 0
+        batch = self.backlog.read_batch(arena, limit, now) if behind else self._tun.read_batch(arena, limit)
         if not batch:
             return 0, False
         last, length = batch[-1]
         big = arena[last + 1] != offload.GSO_NONE
         if not last:
             (self._send_superpacket if big else self._send_lone)(length, now)
-            return 1, big
+            return 1, big or behind
         loads: dict[Peer, _Load] = {}
         self._route_batch(loads, batch[:-1] if big else batch)
         for load in loads.values():
@@ -132,7 +139,7 @@ class Outbound:
         if big:
             arena[:length] = arena[last : last + length]
             self._send_superpacket(length, now)
-        return len(batch), big
+        return len(batch), big or behind
 
     def _send_lone(self, length: int, now: float) -> None:
         """A packet that waited alone, at the start of the arena: as :meth:`_route` and :meth:`_send`, in one go."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from qvpn.dataplane.arrivals import Arrivals
 from qvpn.dataplane.hooks import PlaneHooks
 from qvpn.dataplane.inbound import Inbound
 from qvpn.dataplane.loop import add_reader, remove_reader
 from qvpn.dataplane.outbound import READ_LIMIT, Outbound
 from qvpn.dataplane.peers import Peer, PeerTable
-from qvpn.dataplane.stats import PeerTraffic
+from qvpn.dataplane.stats import PeerTraffic, QueueStatus
 from qvpn.netio.base import VNET_HEADER, Address, Bind, Tun
 from qvpn.tunnel.allowedips import IPNetwork
 from qvpn.tunnel.drops import DropReason, Drops
@@ -77,6 +78,9 @@ class Plane:
         self._inlets: dict[int, Tun] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._behind: asyncio.Handle | None = None
+        """Of the next turn of the TUN, while packets of it wait that were read."""
+        self._arrivals = Arrivals(bind)
         self._watched: set[int] = set()
         self._has_tun = False
         self._closed = False
@@ -207,6 +211,20 @@ class Plane:
         return self._table[peer].traffic(self._clock())
 
     @property
+    def queues(self) -> QueueStatus:
+        """What waits in front of the packet path, and what was done about it."""
+        queue, arrivals = self._outbound.backlog.queue, self._arrivals
+        return QueueStatus(
+            packets=queue.packets,
+            bytes=queue.size,
+            flows=queue.flows,
+            longest=queue.longest,
+            marked=queue.marked,
+            received_longest=arrivals.longest,
+            received_marked=arrivals.marked,
+        )
+
+    @property
     def drops(self) -> Drops:
         """What cannot be charged to a peer: unknown index, no route, broken headers."""
         return self._table.drops
@@ -231,8 +249,9 @@ class Plane:
         self._tun.on_readable(None)
         self._bind.on_readable(None)
         self._bind.on_filenos(None)
-        if self._timer is not None:
-            self._timer.cancel()
+        for handle in (self._timer, self._behind):
+            if handle is not None:
+                handle.cancel()
         self._watch()
         for inlet in tuple(self._inlets.values()):
             self.remove_inlet(inlet)
@@ -250,6 +269,7 @@ class Plane:
             if peer.endpoint is not None:
                 self._bind.connect(peer.endpoint)  # a socket whose route went away may find one again
             peer.measure_path(self._bind)
+        self._arrivals.settle()
 
     def add_inlet(self, inlet: Tun) -> None:
         """Take packets from there too, as if they came from the TUN.  After :meth:`start`."""
@@ -265,11 +285,29 @@ class Plane:
             remove_reader(self._loop, inlet.fileno())
 
     def _on_tun(self, _: int = -1) -> None:
+        if self._behind is not None:
+            return  # what waits in the TUN has its turn with what was read before
         now = self._clock()
         self._outbound.pump(now, 1 if now - self._worked > self._pause else READ_LIMIT)
+        if self._outbound.backlog:
+            self._catch_up()
         if self._tun.fileno() < 0:
             self._check_tun()
         self._worked = self._clock()
+
+    def _catch_up(self) -> None:
+        """A turn did not empty the TUN, and the rest is ours already: no descriptor will tell of it."""
+        if self._loop is not None:
+            self._behind = self._loop.call_soon(self._go_on)
+            return
+        while self._outbound.backlog:
+            self._outbound.pump(self._clock())
+
+    def _go_on(self) -> None:
+        """The next turn, after the network had one."""
+        self._behind = None
+        if not self._closed:
+            self._on_tun()
 
     def _check_tun(self) -> None:
         """Tell once that the inner device is gone; a twin never had a descriptor to lose."""
@@ -284,6 +322,8 @@ class Plane:
         if now - self._worked > self._pause:
             received = self._bind.receive_batch(1, descriptor)
             for each in received:
+                if each.waited:
+                    self._arrivals.look(descriptor, each, now)
                 inbound.process(each, now)
             if not inbound.pending:
                 self._worked = self._clock()
@@ -291,9 +331,13 @@ class Plane:
         for _ in range(RECEIVE_LIMIT // AT_ONCE):
             received = self._bind.receive_batch(AT_ONCE, descriptor)
             for each in received:
+                if each.waited:
+                    self._arrivals.look(descriptor, each, now)
                 inbound.process(each, now)
             if len(received) < AT_ONCE:
                 break
+        else:
+            self._arrivals.behind(descriptor)
         inbound.flush()
         self._worked = self._clock()
 
@@ -305,6 +349,7 @@ class Plane:
         tun = set() if self._closed or self._tun.fileno() < 0 else {self._tun.fileno()}
         for gone in self._watched - network - tun:
             remove_reader(self._loop, gone)
+            self._arrivals.forget(gone)
         for descriptor in network - self._watched:
             add_reader(self._loop, descriptor, self._on_network)
         for descriptor in tun - self._watched:

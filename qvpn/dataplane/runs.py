@@ -186,7 +186,7 @@ class RunJoiner:
         payload = pending.end - packet.header
         chunks = pending.next_place - pending.first_place
         if pending.mark and not ecn.apply(self._buffer, VNET_HEADER, pending.mark):
-            peer.drops.count(DropReason.ECN_NOT_CAPABLE, chunks)
+            peer.drops.count(ecn.lost(pending.mark), chunks)
             return
         if self._table.allowed.lookup(ip.source(pending.head, VNET_HEADER)) is not peer:
             peer.drops.count(DropReason.WRONG_SOURCE, chunks)

@@ -37,6 +37,24 @@ class EpochStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """Packets that came faster than they could be handled.  Times in seconds, since the start."""
+
+    packets: int
+    """From the TUN, waiting to be sealed now: superpackets count once."""
+    bytes: int
+    flows: int
+    longest: float
+    """That any of them ever waited."""
+    marked: int
+    """Marked CE for having waited; drops are counted as ``send_queue`` and ``queue_full``."""
+    received_longest: float
+    """That datagrams waited in a socket, where that was watched."""
+    received_marked: int
+    """Receives of many datagrams whose packets were marked CE, or dropped as ``receive_queue``."""
+
+
+@dataclass(frozen=True, slots=True)
 class PeerTraffic:
     """One peer's traffic.  Bytes and packets are inner IP packets."""
 

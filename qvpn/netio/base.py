@@ -45,6 +45,8 @@ class Received:
     address: Address
     ecn: int = 0
     """ECN bits of the outer headers: the kernel joins only datagrams whose bits are equal."""
+    waited: float = 0.0
+    """Seconds that its first datagram waited in the socket; 0 where nobody asks (:meth:`Bind.watch_waits`)."""
 
 
 class Tun(Protocol):
@@ -91,6 +93,9 @@ class Bind(Protocol):
         ``descriptor`` is the only one of :meth:`filenos` to ask, because it is known to be readable; -1: all.
         Buffers are valid until the next call.
         """
+
+    def watch_waits(self, descriptor: int, on: bool) -> None:
+        """From now on say how long what this descriptor receives has waited, or do not; it costs a little."""
 
     def send_batch(self, datagrams: Sequence[memoryview], address: Address) -> int:
         """Send datagrams to one address in order; returns how many were taken.

@@ -16,6 +16,7 @@ import functools
 import ipaddress
 import socket
 import struct
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
@@ -32,6 +33,10 @@ _ECN = 3
 _SINGLE = [(socket.IPPROTO_IP, socket.IP_TOS, b"\0")]
 """Ancillary data of the commonest receive that was not joined."""
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_SO_TIMESTAMPNS = 35
+_TIMESPEC = struct.Struct("qq")
+_MAX_WAIT = 10.0
+"""Seconds; what claims to have waited for longer came before the wall clock was set."""
 
 MAX_SEGMENTS = 64
 """Datagrams per segmented send that every kernel with UDP_SEGMENT takes."""
@@ -44,6 +49,9 @@ ROOM = 65_536
 
 GATHERED = 64
 """Datagrams gathered into one buffer where the kernel joins none: as many as a block has counters."""
+
+ANCILLARY = 128
+"""Bytes of ancillary data that one receive may bring: time, ECN bits, length of each datagram."""
 
 RECEIVE_BYTES = 2 * ROOM
 SOCKET_BUFFER = 4 << 20
@@ -76,7 +84,7 @@ def open_socket(family: int) -> socket.socket:
 class _UdpSocket:
     """A socket and what is known about it."""
 
-    __slots__ = ("address", "ecn", "family", "segment", "segments", "socket")
+    __slots__ = ("address", "ecn", "family", "segment", "segments", "socket", "stamped")
 
     def __init__(self, sock: socket.socket, family: int, address: Address | None) -> None:
         self.socket = sock
@@ -89,6 +97,8 @@ class _UdpSocket:
         """What UDP_SEGMENT is set to."""
         self.ecn = 0
         """ECN bits that the outer headers get now."""
+        self.stamped = False
+        """Each receive says when it came."""
 
     def set_ecn(self, ecn: int) -> None:
         """One call when the bits change, none while they stay; a kernel that refuses leaves them as they are."""
@@ -192,7 +202,7 @@ class UdpBind:
     def _receive(self, sock: _UdpSocket, buffer: memoryview) -> Received | None:
         for _ in range(2):  # the first error may be an ICMP answer to something sent long ago
             try:
-                length, ancillary, _, source = sock.socket.recvmsg_into([buffer], 64)
+                length, ancillary, _, source = sock.socket.recvmsg_into([buffer], ANCILLARY)
             except BlockingIOError:
                 return None
             except OSError as error:
@@ -200,11 +210,19 @@ class UdpBind:
                 continue
             if ancillary == _SINGLE:
                 return Received(buffer, length, length, self._address_of(source), 0)
+            waited = 0.0
+            if sock.stamped and ancillary and ancillary[0][1] == _SO_TIMESTAMPNS:
+                waited = _since(ancillary.pop(0)[2])
             if ancillary != self._ancillary:
                 self._ancillary, self._said = ancillary, _ancillary(ancillary)
             segment, ecn = self._said
-            return Received(buffer, length, segment or length, self._address_of(source), ecn)
+            return Received(buffer, length, segment or length, self._address_of(source), ecn, waited)
         return None
+
+    def watch_waits(self, descriptor: int, on: bool) -> None:
+        sock = self._by_descriptor.get(descriptor)
+        if sock is not None and sock.stamped != on:
+            sock.stamped = _try_option(sock.socket, socket.SOL_SOCKET, _SO_TIMESTAMPNS, int(on)) and on
 
     def _buffer(self, number: int) -> memoryview:
         while number >= len(self._buffers):
@@ -506,6 +524,13 @@ def _may_fragment(sock: socket.socket, version: int, allowed: bool) -> None:
     """
     if version == 4:
         sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT if allowed else _PMTUDISC_PROBE)
+
+
+def _since(stamp: bytes) -> float:
+    """Seconds since the kernel took a datagram, at least a little; 0 if that cannot be told."""
+    seconds, nanoseconds = _TIMESPEC.unpack(stamp)
+    waited = time.time() - seconds - nanoseconds * 1e-9
+    return max(waited, 1e-9) if waited < _MAX_WAIT else 0.0
 
 
 def _ancillary(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, int]:

@@ -25,11 +25,14 @@ class DropReason(enum.StrEnum):
     WRONG_SOURCE = "wrong_source"  # inner source address is not in the peer's allowed IPs
     ECN_NOT_CAPABLE = "ecn_not_capable"  # marked CE outside, but its sender does not speak ECN (RFC 6040)
     TUN_FULL = "tun_full"  # the kernel did not take the packet
+    RECEIVE_QUEUE = "receive_queue"  # waited too long before it was received, and its sender does not speak ECN
     # inner packets to a peer
     NO_ROUTE = "no_route"  # no peer has the destination in its allowed IPs
     NO_KEY = "no_key"  # policy: the peer has no acceptable epoch, so nothing leaves
     NO_ENDPOINT = "no_endpoint"  # the peer's address is not known yet
     TOO_BIG = "too_big"  # longer than the tunnel MTU
+    SEND_QUEUE = "send_queue"  # waited too long before it was sealed, and its sender does not speak ECN
+    QUEUE_FULL = "queue_full"  # too much waited to be sealed
     SEND_FAILED = "send_failed"  # the network refused the datagram
     # handshake datagrams
     HANDSHAKE_UNKNOWN_PEER = "handshake_unknown_peer"  # mac1 fits no peer

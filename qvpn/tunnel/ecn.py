@@ -13,10 +13,15 @@ call and which a backup.  The inner DSCP arrives as it was sent.
 
 from __future__ import annotations
 
+from qvpn.tunnel.drops import DropReason
+
 NOT_ECT, ECT_1, ECT_0, CE = range(4)
 """The two bits, RFC 3168 5."""
 
 MASK = 3
+
+WAITED = CE | 4
+"""As CE, but not a router says so: our own receive queue does (:mod:`qvpn.dataplane.arrivals`)."""
 
 
 def field(data: memoryview | bytes, start: int) -> int:
@@ -36,7 +41,12 @@ def combine(inner: int, outer: int) -> int | None:
 
 def changes(outer: int) -> int:
     """``outer`` where it can change an inner header, else 0: the caller of :func:`apply` may skip it then."""
-    return outer if outer in (ECT_1, CE) else NOT_ECT
+    return outer if outer & MASK in (ECT_1, CE) else NOT_ECT
+
+
+def lost(outer: int) -> DropReason:
+    """Why a packet is dropped that :func:`apply` refused."""
+    return DropReason.RECEIVE_QUEUE if outer == WAITED else DropReason.ECN_NOT_CAPABLE
 
 
 def apply(data: memoryview, start: int, outer: int) -> bool:
@@ -46,7 +56,7 @@ def apply(data: memoryview, start: int, outer: int) -> bool:
     the bits.
     """
     inner = field(data, start)
-    combined = combine(inner, outer)
+    combined = combine(inner, outer & MASK)
     if combined is None:
         return False
     if combined != inner:

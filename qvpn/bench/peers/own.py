@@ -13,15 +13,19 @@ from qvpn.bench.link import ENDS, OUTER, LinkKind
 from qvpn.bench.peers.base import INNER, Running, wait_until
 from qvpn.demo import sites, toml
 from qvpn.demo.lab import Lab
-from qvpn.demo.process import ProcessFailed
+from qvpn.demo.process import ProcessFailed, program
 from qvpn.demo.sites import Daemon
 
 CIPHERS = {1: "AES-256-GCM", 2: "ChaCha20-Poly1305", 3: "AES-256-GCM"}
+HANDSHAKES = {1: "ML-KEM-768, ML-DSA-65", 2: "ML-KEM-768, ML-DSA-65", 3: "ML-KEM-1024, ML-DSA-87"}
+"""The post-quantum half; X25519 and Ed25519 go with it in every suite."""
+STRONGEST = 3
+"""The suite whose signatures need identities of another level than ``qvpn init`` makes."""
 _CARRYING = ("qkd", "chained", "pqc")
 
 
 class Qvpn:
-    """``rekey`` in seconds; ``suite`` 1 or 2; more than one ``lanes`` where the daemon has them."""
+    """``rekey`` in seconds; ``suite`` 1, 2 or 3; more than one ``lanes`` where the daemon has them."""
 
     def __init__(self, name: str = "qvpn", *, suite: int = 1, rekey: float = 5.0, lanes: int = 1) -> None:
         self.name = name
@@ -31,7 +35,8 @@ class Qvpn:
         self._lanes = lanes
 
     def version(self) -> str:
-        return f"{__version__}, suite {self._suite:02d}, rekey {self._rekey:g} s, lanes {self._lanes}"
+        suite = f"suite {self._suite:02d} ({HANDSHAKES[self._suite]})"
+        return f"{__version__}, {suite}, rekey {self._rekey:g} s, lanes {self._lanes}"
 
     def absent(self) -> str | None:
         return None
@@ -41,6 +46,8 @@ class Qvpn:
             sites.init(lab, "--rekey", f"{self._rekey:g}s", outer=OUTER)
         except subprocess.CalledProcessError as error:
             raise BenchError(f"qvpn init: {str(error.stderr).strip()}") from None
+        if self._suite == STRONGEST:
+            _new_identities(lab)
         daemons = [Daemon(lab, name) for name in ENDS]
         for daemon in daemons:
             sites.change(lab, daemon.site, self._adapt)
@@ -68,6 +75,17 @@ class Qvpn:
     def _lanes_up(daemon: Daemon) -> int:
         """Lanes whose path is proved, so that packets leave on them."""
         return sum(bool(lane["up"]) for lane in daemon.peer().get("lanes", ()))
+
+
+def _new_identities(lab: Lab) -> None:
+    """Both sites' keys made anew with ``qvpn genkey --level 5``, and told to each other."""
+    folders = {name: lab.site_folder(name) for name in ENDS}
+    for name, folder in folders.items():
+        private = lab[name].run([*program("qvpn"), "genkey", "--level", "5"])
+        (folder / f"{name}.key").write_text(private)  # the file is there, and stays 0600
+        public = lab[name].run([*program("qvpn"), "pubkey"], text=private)
+        for each in folders.values():
+            (each / f"{name}.pub").write_text(public)
 
 
 class _Daemons:

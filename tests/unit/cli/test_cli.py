@@ -480,7 +480,20 @@ def test_status_text_of_a_site(capfd: pytest.CaptureFixture[str], monkeypatch: p
         PathView(1300, 1230, 1500, "probe", 3.0, 40, 20, 1, 7), {"replay": 2},
     )  # fmt: skip
     source = SourceView("link", "simulated", True, "", "simulated", "local", True, 5, 1.5, 0.0123, None, 0)
-    site = SiteView("alice", 1, "0", 100.0, "BBBB", "[::]:51840", "qvpn0", 1400, (peer,), (source,), {"no_route": 1})
+    site = SiteView(
+        "alice",
+        1,
+        "0",
+        100.0,
+        "BBBB",
+        "[::]:51840",
+        "qvpn0",
+        1400,
+        (peer,),
+        (source,),
+        {"no_route": 1},
+        queues={"longest": 0.012, "received_longest": 0.003, "marked": 4, "received_marked": 2, "packets": 9},
+    )
     monkeypatch.setattr(privileged, "listed_sockets", lambda: [Path("x")])
     monkeypatch.setattr(uapi, "ask", lambda path, request: {"ok": True, "status": site.to_json()})
     code, out, _ = run(capfd, "status")
@@ -494,6 +507,7 @@ def test_status_text_of_a_site(capfd: pytest.CaptureFixture[str], monkeypatch: p
         "failures 1, last: no_key: empty",
         "drops replay 2",
         "drops no_route 1",
+        "waited at most 12.0 ms to be sealed, 3.0 ms to be opened; told to slow down 6 times",
         "key source link (simulated): ready",
         "QBER 1.23%",
     ):

@@ -61,7 +61,7 @@ def test_status_has_its_schema(play: Play) -> None:
         assert status["schema"] == 1
         assert set(status) == {
             *("schema", "site", "pid", "version", "uptime", "fingerprint", "listen", "interface", "mtu", "peers"),
-            *("key_sources", "drops", "send_errors", "lanes"),
+            *("key_sources", "drops", "send_errors", "lanes", "queues"),
         }
         assert set(status["peers"][0]) == {
             *("name", "state", "policy", "fingerprint", "endpoint", "key_source", "epoch", "simulated"),

@@ -39,6 +39,7 @@ class Big:
     identification: int = 0xFFFE
     traffic_class: int = 0
     dont_fragment: bool = False
+    source_port: int = 4000
 
     @property
     def version(self) -> int:
@@ -46,9 +47,9 @@ class Big:
 
     def transport(self, check: int) -> bytes:
         if self.protocol == UDP:
-            return struct.pack(">HHHH", 4000, 5000, 8 + len(self.payload), check)
+            return struct.pack(">HHHH", self.source_port, 5000, 8 + len(self.payload), check)
         offset = (20 + len(self.tcp_options)) // 4 << 4
-        head = struct.pack(">HHIIBBHHH", 4000, 5000, self.sequence, 77, offset, self.flags, 500, check, 0)
+        head = struct.pack(">HHIIBBHHH", self.source_port, 5000, self.sequence, 77, offset, self.flags, 500, check, 0)
         return head + self.tcp_options
 
     def pseudo(self, length: int) -> bytes:
