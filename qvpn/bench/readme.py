@@ -1,7 +1,7 @@
 """The README's table: what ``results.json`` says, short, between two marks.
 
-``python -m qvpn.bench.readme deploy/bench/results.json README.md`` (``make bench-readme``) puts it there.  Nothing in it
-is written by hand, so it cannot differ from the run that it names.
+``python -m qvpn.bench.readme deploy/bench/results.json README.md`` (``make bench-readme``) puts it there.  Nothing in
+it is written by hand, so it cannot differ from the run that it names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def section(results: Results, folder: str) -> str:
     parts = [
         f"![Bars: qvpn and other tunnels, the figures of the table]({folder}/chart.svg)",
         _figures(results, columns),
-        f"qvpn's figure divided by the other's, median of the ratios within each round (times and CPU: less is better):\n\n"
+        f"qvpn's figure divided by the other's, median of the rounds' ratios (times and CPU: less is better):\n\n"
         f"{_ratios(results, columns)}",
         f"{heading(results)} All figures with their spreads: [results.md]({folder}/results.md).",
     ]
