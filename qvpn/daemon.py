@@ -11,18 +11,19 @@ import contextlib
 import dataclasses
 import os
 import random
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from keysource.alarm import Alarmed
-from keysource.base import Composed, KeySource, SourceStatus
+from keysource.base import Composed, KeySource
 from qvpn import __version__, privileged
 from qvpn.config.schema import Config, Peer, Policy
 from qvpn.control.agent import PeerAgent
 from qvpn.control.clockwatch import INTERVAL, ClockWatch, Sight
 from qvpn.control.endpoint import NoAddress, literal, resolve
-from qvpn.control.forecast import lasts, runs_dry
+from qvpn.control.forecast import Supply, best_rate, lasts, runs_dry, stretch
 from qvpn.control.keyfeed import KeyFeed
 from qvpn.control.mistakes import describe
 from qvpn.control.supervisor import SourceKeeper, close_all, start_all
@@ -103,6 +104,9 @@ class Daemon:
             for name, source in sources.items()
         }
         self._dry: set[str] = set()
+        """Peers whose keys run out."""
+        self._supplies: defaultdict[str, Supply] = defaultdict(Supply)
+        """Of each peer: two peers of a source may have stocks of their own there."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     # life
@@ -308,19 +312,24 @@ class Daemon:
             for name, part in keeper.source.parts().items():
                 self._keepers[name].last = part
         self.agents[peer.name].source_status(status.ready, status.alarm)
-        self._warn_of_a_dry_stock(peer.key_source, status)
+        self._heed_the_stock(feed, peer, peer.key_source)
 
     def _rekeys(self, source: str) -> list[float]:
         """The rekey intervals of the peers that draw from a source, seconds."""
         return [peer.rekey for peer in self.config.peer if peer.key_source == source]
 
-    def _warn_of_a_dry_stock(self, source: str, status: SourceStatus) -> None:
-        """Once each time that it comes to that."""
-        dry = runs_dry(status.stored_keys, status.key_rate, self._rekeys(source))
-        if dry and source not in self._dry:
-            left = round(lasts(status.stored_keys, self._rekeys(source)) or 0.0)
-            self._log.warning("keys run out", source=source, stored=status.stored_keys, lasts_seconds=left)
-        (self._dry.add if dry else self._dry.discard)(source)
+    def _heed_the_stock(self, feed: KeyFeed, peer: Peer, source: str) -> None:
+        """Warn, once each time that it comes to that, and rekey less often while keys are short."""
+        stored, now, rekeys = feed.status.stored_keys, self._clock(), self._rekeys(source)
+        supply = self._supplies[peer.name]
+        supply.note(stored, feed.drawn, now)
+        rate = best_rate(supply.rate(now), feed.status.key_rate)
+        dry, factor = runs_dry(stored, rate, rekeys), stretch(stored, rate, rekeys)
+        if dry and peer.name not in self._dry:
+            left = round(lasts(stored, rekeys) or 0.0)
+            self._log.warning("keys run out", source=source, peer=peer.name, stored=stored, lasts_seconds=left)
+        (self._dry.add if dry else self._dry.discard)(peer.name)
+        self.agents[peer.name].stretch_rekey(factor)
 
     def order_alarm(self, request: Mapping[str, object]) -> dict[str, object]:
         """``source``, ``active``, ``reason``: the operator raises or clears an alarm.  Raises ``ValueError``."""

@@ -166,6 +166,10 @@ class PeerAgent:
         self.machine.rekey(self._clock())
         self.pump()
 
+    def stretch_rekey(self, factor: float) -> None:
+        """Keys are short: begin epochs that many times further apart, as far as ``hard_end`` allows."""
+        self.machine.stretch(factor)
+
     def source_status(self, ready: bool, alarm: str | None) -> None:
         """The key source was asked how it is.  One that does not answer has not said that its alarm is over."""
         if alarm is not None or ready:

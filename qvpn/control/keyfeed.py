@@ -54,6 +54,8 @@ class KeyFeed:
     ) -> None:
         self.name = name
         self.status = SourceStatus(False, "not asked yet")
+        self.drawn = 0
+        """Keys that this peer drew."""
         self._source = source
         self._peer_sae = peer_sae
         self._deliver = deliver
@@ -110,6 +112,7 @@ class KeyFeed:
         try:
             self._check_claim(need.claim)
             answer = self._take(await self._finish(self._call(key_id), draw=key_id is None), key_id)
+            self.drawn += key_id is None
         except KeySourceError as error:
             self._log.warning("no key", source=self.name, error=type(error).__name__, reason=str(error))
             answer = fault_of(error)

@@ -52,6 +52,7 @@ class PeerHandshake:
         self._blocked = False
         self._start_at: float | None = None
         self._start_cold = False
+        self._stretch = 1.0
         self._backoff = timers.BACKOFF_FIRST
         self._liveness = Liveness(self._core, now)
         self._late: dict[int, float] = {}
@@ -110,6 +111,11 @@ class PeerHandshake:
     def datagram_limit(self, limit: int) -> None:
         """Bytes of UDP payload that the path to the peer carries; kept within 576 to 1200."""
         self._core.datagram_limit = max(MIN_LIMIT, min(limit, DEFAULT_LIMIT))
+
+    def stretch(self, factor: float) -> None:
+        """Keys are short: from the next epoch on let epochs live that many times longer, as far as ``hard_end``
+        allows; 1 or less is the configured interval."""
+        self._stretch = max(1.0, factor)
 
     def rekey(self, now: float) -> None:
         """Start an attempt now, inside the newest epoch where there is one; nothing if one is running."""
@@ -408,7 +414,9 @@ class PeerHandshake:
     def _schedule_rekey(self, info: EpochInfo) -> None:
         jitter = self._random.uniform()
         preferred = self.parameters.preferred or self.parameters.initiate is Initiate.ALWAYS
-        self._schedule(info.installed + timers.rekey_after(self.parameters.rekey, preferred, jitter), cold=False)
+        rekey, hard_end = self.parameters.rekey, self.parameters.hard_end
+        stretched = min(rekey * self._stretch, timers.longest_rekey(rekey, hard_end))
+        self._schedule(info.installed + timers.rekey_after(stretched, preferred, jitter), cold=False)
 
     def _back_off(self, now: float) -> None:
         delay = timers.spread(self._backoff, self._random.uniform())

@@ -21,6 +21,7 @@ EPOCH_OK_CAP = 2.0
 RESEND_FIRST = 0.5
 BACKOFF_FIRST = 1.0
 BUCKET_BURST = 3
+SECOND_TRY = 3.0
 
 
 def overlap(rekey: float) -> float:
@@ -51,6 +52,11 @@ def no_reply(rekey: float) -> float:
 def rekey_after(rekey: float, preferred: bool, jitter: float) -> float:
     """Age of an epoch at which this side starts the next; ``jitter`` in [0, 1)."""
     return (rekey if preferred else rekey * 7 / 6) * (1 - 0.1 * jitter)
+
+
+def longest_rekey(rekey: float, hard_end: float) -> float:
+    """As far apart as epochs may be begun where keys are short: a rekey that fails needs time for a second try."""
+    return max(rekey, (hard_end - SECOND_TRY) / 2)
 
 
 def spread(value: float, jitter: float) -> float:

@@ -109,3 +109,34 @@ def test_a_stock_that_runs_dry_is_warned_of_once(play: Play) -> None:
         assert world.status("alice")["key_sources"][0]["lasts"] == 70
 
     play(story)
+
+
+def short_of_keys(world: Any, site: str, left: int) -> None:
+    """From now on the source says that this many keys are left, and that none comes."""
+    source = world.sources[site]
+    [feed] = world.daemons[site]._feeds.values()
+    whole = source.status
+
+    async def few(peer_sae: str) -> Any:
+        return replace(await whole(peer_sae), stored_keys=left - feed.drawn, key_rate=0.0)
+
+    source.status = few
+
+
+@pytest.mark.parametrize("short", [(), ("alice",), ("alice", "bob")], ids=["plenty", "one end", "both ends"])
+def test_epochs_move_apart_while_keys_are_short(play: Play, short: tuple[str, ...]) -> None:
+    """hard_end = 60 s lets a rekey of 10 s become one of 28.5 s, and an end that has keys steps in for the other."""
+
+    async def story(world: Any) -> None:
+        await world.start()
+        await world.up()
+        for site in short:
+            short_of_keys(world, site, 40)
+        await asyncio.sleep(30)
+        before = world.peer("alice")["epochs"]
+        await asyncio.sleep(300)
+        made = world.peer("alice")["epochs"] - before
+        assert world.state("alice") == "qkd"
+        assert made in {0: range(28, 36), 1: range(24, 36), 2: range(9, 13)}[len(short)]
+
+    play(story, more='hard_end = "60s"')

@@ -42,6 +42,9 @@ def test_times_that_follow_from_the_rekey_interval(rekey: float) -> None:
     assert short_of(keepalive, rekey) == timers.keepalive(rekey)
     assert short_of(dead, rekey) == timers.dead_peer(rekey)
     assert default_hard_end(rekey) == max(3 * rekey, 2 * rekey + 3) >= least_hard_end(rekey) == 2 * rekey + 3
+    assert "up to (hard_end − 3 s) / 2" in TIMERS["rekey started by the preferred peer / the other"]
+    assert least_hard_end(timers.longest_rekey(rekey, 10 * rekey + 3)) == 10 * rekey + 3
+    assert timers.longest_rekey(rekey, least_hard_end(rekey)) == rekey
     assert timers.rekey_after(rekey, True, 0) == rekey
     assert timers.rekey_after(rekey, False, 0) == pytest.approx(rekey * 7 / 6)
     assert timers.rekey_after(rekey, True, 1) == pytest.approx(0.9 * rekey)
