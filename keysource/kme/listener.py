@@ -246,6 +246,11 @@ class Listener:
         self._busy.add(request.protocol)
         try:
             return await handler(request)
+        except ConnectionError:
+            if request.transport is not None and not request.transport.is_closing():
+                raise
+            log.info("a client left before its answer", path=request.path.rpartition("/")[2])
+            return _later("nobody is there to read this")
         finally:
             self._busy.discard(request.protocol)
 

@@ -150,3 +150,17 @@ async def test_spoiling_is_off_by_default_and_forgets_when_switched():
     assert [bytes(switch.spoil(bytearray(key))) for key in (b"ab", b"cd")] == [b"ab", b"ab"]
     switch.set(Fault.REPEATED_KEY)
     assert switch.spoil(bytearray(b"cd")) == b"cd"
+
+
+async def test_a_client_that_leaves_before_its_answer_is_a_line_in_the_log(lab):
+    """It gave up on a slow KME: the key is gone, as said, and the log is no place for a traceback."""
+    alice, bob = await lab.source("alice"), await lab.source("bob")
+    lab.fault("alice", "slow")
+    with pytest.raises(Unavailable):
+        await alice.get_key("sae-bob")
+    await lab.until(lambda: LEFT in (lab.folder / "alice.log").read_text(), "a line about it")
+    assert "Traceback" not in (lab.folder / "alice.log").read_text()
+    await heals(lab, "alice", alice, bob)
+
+
+LEFT = "a client left before its answer"
