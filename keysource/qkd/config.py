@@ -10,6 +10,8 @@
     fibre = "192.0.2.1:51851"         # where the fibre process listens; default: next port of Alice's `listen`
     spawn_fibre = true                # left only: run the fibre as a child
     preset = "demo"                   # see `qvpn-qkd presets`; the same everywhere
+    protocol = "bb84-1decoy"          # bb84-1decoy | bb84-2decoy | bbm92 | e91: the preset's variant of that name;
+                                      # default: the preset's own.  The same everywhere
     pace = "realtime"                 # realtime: pulses take as long as on the real link; fast: as quick as we can;
                                       # left with spawn_fibre, or fibre: the other end learns it from the fibre
     owner = "alternate"               # alternate | a | b: who issues keys; both ends the same
@@ -22,8 +24,8 @@
     records = "runs"                  # recorded: folder; live: the device's socket (engine.frontends)
     control = "eve.sock"              # left with spawn_fibre, or fibre: where Eve is switched; default in `state`
 
-A fibre process of its own has ``version, role, listen, preset, pace, control, key`` (``fibre.key``, 32 bytes, made by
-``qvpn-qkd pair``).  Paths are relative to the file.
+A fibre process of its own has ``version, role, listen, preset, protocol, pace, control, key`` (``fibre.key``, 32
+bytes, made by ``qvpn-qkd pair``).  Paths are relative to the file.
 """
 
 from __future__ import annotations
@@ -37,8 +39,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from keysource.base import End, Owner
 from keysource.qkd.errors import LinkSettings
+from keysource.qkd.optics.entangled import PairOptics
 from keysource.qkd.optics.monitors import Monitor
-from keysource.qkd.presets import PRESETS
+from keysource.qkd.presets import PRESETS, variant
+from keysource.qkd.rates.proofs import Protocol
 from keysource.settings import Address as Address  # the engine takes it from here
 from keysource.settings import AddressText, first_mistake
 from keysource.sockets import path_mistake
@@ -79,6 +83,7 @@ class EndSettings(_Table):
     fibre: AddressText | None = None
     spawn_fibre: bool = True
     preset: PresetName = "demo"
+    protocol: Protocol | None = None
     pace: Pace = "realtime"
     owner: Owner = Owner.ALTERNATE
     auth_key: str
@@ -98,6 +103,7 @@ class FibreSettings(_Table):
     role: Literal["fibre"]
     listen: AddressText
     preset: PresetName = "demo"
+    protocol: Protocol | None = None
     pace: Pace = "realtime"
     control: str
     key: str
@@ -152,7 +158,7 @@ def load(path: Path) -> EndConfig | FibreConfig:
     if raw.get("role") == "fibre":
         table = _checked(FibreSettings, raw, path)
         listen = Address.parse(table.listen)
-        return FibreConfig(listen, table.preset, table.pace, base / table.control, base / table.key)
+        return FibreConfig(listen, _variant(table, path), table.pace, base / table.control, base / table.key)
     return _resolve(_checked(EndSettings, raw, path), path, base)
 
 
@@ -178,7 +184,11 @@ def _resolve(table: EndSettings, path: Path, base: Path) -> EndConfig:
     if device != (table.records is not None):
         need = f'front_end "{table.front_end}" ' + ("needs it" if device else "has no records")
         raise LinkSettings(f'{path}: top level, key "records": {need}')
-    classical = Address.parse(given)
+    classical, preset = Address.parse(given), _variant(table, path)
+    if isinstance(PRESETS[preset].optics, PairOptics) and table.monitor in ("efficiency", "both"):
+        raise LinkSettings(
+            f'{path}: top level, key "monitor": a link of pairs has no "{table.monitor}", only photocurrent'
+        )
     state = base / table.state
     return EndConfig(
         end=End.A if left else End.B,
@@ -186,7 +196,7 @@ def _resolve(table: EndSettings, path: Path, base: Path) -> EndConfig:
         classical=classical,
         fibre=Address.parse(table.fibre) if table.fibre else classical.next_port(),
         spawn_fibre=left and table.spawn_fibre and not device,
-        preset=table.preset,
+        preset=preset,
         pace=table.pace,
         owner=table.owner,
         auth_key=base / table.auth_key,
@@ -198,6 +208,13 @@ def _resolve(table: EndSettings, path: Path, base: Path) -> EndConfig:
         error_limit=table.error_limit,
         records=None if table.records is None else base / table.records,
     )
+
+
+def _variant(table: EndSettings | FibreSettings, path: Path) -> str:
+    try:
+        return variant(table.preset, table.protocol)
+    except ValueError as error:
+        raise LinkSettings(f'{path}: top level, key "protocol": {error}') from None
 
 
 def _refuse_fibre_settings(table: EndSettings, path: Path) -> None:

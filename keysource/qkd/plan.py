@@ -12,24 +12,20 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
 from keysource.qkd.distill.cascade import block_sizes
+from keysource.qkd.optics.entangled import PairOptics
 from keysource.qkd.optics.model import Optics
 from keysource.qkd.rates.entropy import binary_entropy
-from keysource.qkd.rates.finite import (
-    DELIVERING,
-    Bounds,
-    Counts,
-    Pair,
-    Security,
-    bounds,
-    constant_cost,
-    secret_bits,
-)
+from keysource.qkd.rates.finite import Bounds, Counts, Security
+from keysource.qkd.rates.proofs import Source, judge, proof_name, secret_bits
 
+_NO_KEY = "blocks of this size give no key over this link: longer blocks or a shorter link"
 SIZE_MARGIN = 5.0
 """Standard deviations between the expected sifted bits and the fixed block sizes."""
 TEST_MARGIN = 3.5
-"""Standard deviations, in each count at once, between the expected statistics and the thresholds."""
+"""Standard deviations of each bound between what the link's closed form expects and its threshold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +38,7 @@ class Plan:
     check_errors: int
     """At most so many errors among the ``n_x`` check bits: beyond, error correction is not even begun."""
     s_z1: float
-    """Single-photon events in the key basis: at least."""
+    """Single-photon events in the key basis, of pairs all key bits: at least."""
     phi: float
     """Phase error ratio: at most."""
     leak_budget: int
@@ -56,13 +52,13 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.length <= 0 or self.n_z < 1 or self.n_x < 1:
-            raise ValueError("blocks of this size give no key over this link: longer blocks or a shorter link")
+            raise ValueError(_NO_KEY)
         if self.length > self.n_z - 2 * self.leak_budget - self.verify_bits:
             raise ValueError("a plan that gives more key than it has bits")
 
-    def digest(self, optics: Optics, security: Security) -> str:
+    def digest(self, optics: Optics | PairOptics, security: Security) -> str:
         """Both ends must have the same plan, optics, error budget and proof."""
-        parts = [asdict(self), asdict(optics), asdict(security), DELIVERING]
+        parts = [asdict(self), asdict(optics), asdict(security), proof_name(optics.source)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def accepts(self, found: Bounds) -> bool:
@@ -70,19 +66,18 @@ class Plan:
         return found.s_z1 >= self.s_z1 and found.phi <= self.phi
 
 
-def make_plan(optics: Optics, pulses: int, security: Security, schedule: str) -> Plan:
+def make_plan(optics: Optics | PairOptics, pulses: int, security: Security, schedule: str) -> Plan:
     """Work out a plan for blocks of ``pulses`` pulses.
 
     Raises:
         ValueError: no key at this size and loss.
     """
-    gain = optics.mean_gain()
-    n_z = _sure_size(pulses * gain * optics.p_z**2)
-    n_x = _sure_size(pulses * gain * (1.0 - optics.p_z) ** 2)
-    worst = bounds(optics.decoy, worst_counts(optics, n_z, n_x), security)
+    n_z, n_x = (_sure_size(pulses * share) for share in optics.sifted())
+    if n_z < 1 or n_x < 1:
+        raise ValueError(_NO_KEY)
+    worst = thresholds(optics.source, optics.expected(n_z, n_x), security)
     qber = optics.mean_qber()
     budget = leak_budget(n_z, qber, schedule)
-    verify = math.ceil(math.log2(1.0 / security.correctness))
     return Plan(
         pulses=pulses,
         n_z=n_z,
@@ -91,8 +86,8 @@ def make_plan(optics: Optics, pulses: int, security: Security, schedule: str) ->
         s_z1=worst.s_z1,
         phi=worst.phi,
         leak_budget=budget,
-        verify_bits=verify,
-        length=secret_bits(worst, 2.0 * budget, security),
+        verify_bits=math.ceil(math.log2(1.0 / security.correctness)),
+        length=secret_bits(optics.source, worst, 2.0 * budget, security),
         sizes=tuple(block_sizes(n_z, qber, schedule)),
         expected_qber=qber,
     )
@@ -105,26 +100,47 @@ def leak_budget(n_z: int, qber: float, schedule: str) -> int:
     return math.ceil(efficiency * n_z * binary_entropy(unlucky)) + 64
 
 
-def worst_counts(optics: Optics, n_z: int, n_x: int) -> Counts:
-    """Expected statistics of a block, each moved :data:`TEST_MARGIN` standard deviations to the bad side."""
-    n_zd, m_z = _shifted(optics, n_z, 1.0)
-    n_xd, m_x = _shifted(optics, n_x, 0.0)
-    return Counts(Pair(n_z - n_zd, n_zd), m_z, Pair(n_x - n_xd, n_xd), m_x)
+def thresholds(source: Source, expected: Counts, security: Security) -> Bounds:
+    """The bounds of an expected block, each :data:`TEST_MARGIN` of its own standard deviations to the bad side."""
+    mean = judge(source, expected, security)
+    spread = {"s_z1": 0.0, "phi": 0.0}
+    for change in _fluctuations(expected):
+        more, less = (judge(source, _moved(expected, change, sign), security) for sign in (1.0, -1.0))
+        for name in spread:
+            spread[name] += ((getattr(more, name) - getattr(less, name)) / 2.0) ** 2
+    s_z1 = max(0.0, mean.s_z1 - TEST_MARGIN * math.sqrt(spread["s_z1"]))
+    phi = min(0.5, mean.phi + TEST_MARGIN * math.sqrt(spread["phi"]))
+    return Bounds(s_z1, mean.s_x1, mean.v_x1, phi)
 
 
-def _shifted(optics: Optics, total: int, decoy_errors: float) -> tuple[float, Pair]:
-    """(detections of the decoy, errors): fewer decoys, more errors; in X fewer errors of the decoy."""
-    gain = optics.mean_gain()
-    shares = [p * optics.gain(mu) / gain for p, mu in zip(optics.probabilities, optics.intensities, strict=True)]
-    errors = [total * s * optics.qber(mu) for s, mu in zip(shares, optics.intensities, strict=True)]
-    decoys = total * shares[1] - TEST_MARGIN * math.sqrt(total * shares[0] * shares[1])
-    sign = 1.0 if decoy_errors else -1.0
-    moved = [e + direction * TEST_MARGIN * math.sqrt(e) for e, direction in zip(errors, (1.0, sign), strict=True)]
-    return max(0.0, decoys), Pair(moved[0], max(0.0, moved[1]))
+_Change = dict[str, tuple[float, ...]]
+
+
+def _fluctuations(expected: Counts) -> list[_Change]:
+    """Independent changes of the counts, each of one standard deviation: those of a block of fixed size, how its
+    detections fall to the intensities (multinomial: principal axes), and how many are wrong (Poisson)."""
+    changes: list[_Change] = []
+    for name in ("n_z", "n_x"):
+        counts = np.array(getattr(expected, name))
+        share = counts / counts.sum()
+        values, axes = np.linalg.eigh(counts.sum() * (np.diag(share) - np.outer(share, share)))
+        steps = np.sqrt(np.maximum(values, 0.0)) * axes
+        changes += [{name: tuple(step)} for step in steps.T if np.abs(step).max() > 1e-9]
+    for name in ("m_z", "m_x"):
+        errors = getattr(expected, name)
+        for i, count in enumerate(errors):
+            changes.append({name: tuple(math.sqrt(count) if i == j else 0.0 for j in range(len(errors)))})
+    return changes
+
+
+def _moved(expected: Counts, change: _Change, sign: float) -> Counts:
+    def shifted(name: str) -> tuple[float, ...]:
+        counts = getattr(expected, name)
+        steps = change.get(name, (0.0,) * len(counts))
+        return tuple(max(0.0, count + sign * step) for count, step in zip(counts, steps, strict=True))
+
+    return Counts(shifted("n_z"), shifted("m_z"), shifted("n_x"), shifted("m_x"))
 
 
 def _sure_size(expected: float) -> int:
     return max(0, math.floor(expected - SIZE_MARGIN * math.sqrt(expected)))
-
-
-__all__ = ["Plan", "constant_cost", "leak_budget", "make_plan", "worst_counts"]

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from keysource.qkd.optics.entangled import PairOptics
 from keysource.qkd.optics.model import Optics, Recovery
 from keysource.qkd.optics.weather import Pass
 from keysource.qkd.plan import Plan, make_plan
 from keysource.qkd.rates.finite import Decoy, Security
+from keysource.qkd.rates.proofs import Protocol, protocol_name
+from keysource.qkd.rates.twodecoy import TwoDecoy
 
 SECURITY = Security(secrecy=1e-9, correctness=1e-15)
 
@@ -27,7 +30,7 @@ SECURITY = Security(secrecy=1e-9, correctness=1e-15)
 class Preset:
     name: str
     about: str
-    optics: Optics
+    optics: Optics | PairOptics
     pulses: int
     """Pulses of a block."""
     schedule: str
@@ -42,6 +45,10 @@ class Preset:
 
     def plan(self) -> Plan:
         return make_plan(self.optics, self.pulses, self.security, self.schedule)
+
+    @property
+    def protocol(self) -> Protocol:
+        return protocol_name(self.optics.source)
 
     @property
     def block_seconds(self) -> float:
@@ -62,6 +69,30 @@ PRESETS: dict[str, Preset] = {
             "20 km, 4 MHz laboratory source, blocks of 2 s",
             Optics(Decoy(mu1=0.5, mu2=0.15, p1=0.4), 0.65, 20.0, 0.2, 0.2, 1e-7, 0.005, 4e6),
             pulses=8_000_000,
+            schedule="original",
+            abort_wait=0.5,
+        ),
+        Preset(
+            "demo-2decoy",
+            "as demo, with two decoys",
+            Optics(TwoDecoy(mu1=0.6, mu2=0.2, mu3=2e-4, p1=0.3, p2=0.4), 0.65, 20.0, 0.2, 0.2, 1e-7, 0.005, 4e6),
+            pulses=8_000_000,
+            schedule="original",
+            abort_wait=0.5,
+        ),
+        Preset(
+            "demo-bbm92",
+            "pairs over 10 km, 10 MHz, blocks of 2 s",
+            PairOptics(0.04, 0.75, 0.0, 10.0, 0.2, 0.5, 1e-6, 0.005, 10e6, Recovery(50e-9)),
+            pulses=20_000_000,
+            schedule="original",
+            abort_wait=0.5,
+        ),
+        Preset(
+            "demo-e91",
+            "as demo-bbm92, with a test of Bell's inequality in a fifth of Bob's gates",
+            PairOptics(0.04, 0.75, 0.0, 10.0, 0.2, 0.5, 1e-6, 0.005, 10e6, Recovery(50e-9), chsh=0.2),
+            pulses=20_000_000,
             schedule="original",
             abort_wait=0.5,
         ),
@@ -152,3 +183,16 @@ PRESETS: dict[str, Preset] = {
         ),
     )
 }
+
+
+def variant(name: str, protocol: Protocol | None) -> str:
+    """The preset of this protocol in the family of preset ``name``: itself, or ``NAME-2decoy``, ``NAME-bbm92``,
+    ``NAME-e91``.  Raises :class:`ValueError` where there is none."""
+    family = name.rsplit("-", 1)[0]
+    for each in (PRESETS[name], PRESETS[family] if family in PRESETS else PRESETS[name]):
+        if protocol in (None, each.protocol):
+            return each.name
+    found = f"{family}-{str(protocol).removeprefix('bb84-')}"
+    if found not in PRESETS:
+        raise ValueError(f'preset "{name}" has no variant of {protocol}')
+    return found

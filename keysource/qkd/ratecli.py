@@ -15,6 +15,7 @@ from rich.table import Table
 
 from keysource.qkd.errors import LinkSettings
 from keysource.qkd.observe import OPTICS_ONLY
+from keysource.qkd.optics.entangled import PairOptics
 from keysource.qkd.optics.model import Optics, Recovery
 from keysource.qkd.presets import PRESETS
 from keysource.qkd.rates.curves import ANALYSES, Curve, claim, plot
@@ -121,11 +122,14 @@ def repeater(
 
 def _optics(link: str, mu: tuple[float, float] | None, p1: float | None, p_z: float | None) -> Optics:
     if link in PUBLISHED:
-        optics = PUBLISHED[link][0]
+        optics: Optics | PairOptics = PUBLISHED[link][0]
     elif link in PRESETS:
-        optics = replace(PRESETS[link].optics, course=())
+        optics = PRESETS[link].optics
     else:
         raise LinkSettings(f"--link {link}: none of {', '.join((*PUBLISHED, *PRESETS))}")
+    if not isinstance(optics, Optics) or not isinstance(optics.decoy, Decoy):
+        raise LinkSettings(f"--link {link}: these curves are of links with one decoy")
+    optics = replace(optics, course=())
     try:
         mus = mu or (optics.decoy.mu1, optics.decoy.mu2)
         decoy = Decoy(mus[0], mus[1], optics.decoy.p1 if p1 is None else p1)

@@ -14,44 +14,54 @@ import numpy as np
 
 from keysource.qkd.errors import LinkSettings
 from keysource.qkd.files import create_private
-from keysource.qkd.optics.detectors import Receiver
 from keysource.qkd.optics.eve import Eve
-from keysource.qkd.optics.sampler import Detections, detect, join
-from keysource.qkd.optics.settings import ReceiverSeed, SourceSeed, fresh_seed
+from keysource.qkd.optics.flight import EntangledPairs, make_flight
+from keysource.qkd.optics.model import Optics
+from keysource.qkd.optics.sampler import Detections
+from keysource.qkd.optics.settings import ReceiverSeed, fresh_seed
 from keysource.qkd.presets import Preset
+from keysource.qkd.rates.proofs import intensities
 from keysource.qkd.records import encode_detections, encode_settings
 
 _CHUNK = 1 << 20
 
 
 def record_block(preset: Preset) -> tuple[bytes, bytes]:
-    """(settings record, detection record) of one block."""
+    """(Alice's record, Bob's) of one block; with a source of pairs both are of detections."""
     optics, pulses = preset.optics, preset.plan().pulses
-    source = SourceSeed(fresh_seed(), optics.p_z, optics.decoy.p1)
-    bob = ReceiverSeed(fresh_seed(), optics.p_z)
-    nature, receiver = np.random.default_rng(), Receiver(optics.recovery, optics.pulse_rate)
-    parts: list[Detections] = []
-    first = 0
+    light = make_flight(optics, fresh_seed(), fresh_seed())
+    nature, first = np.random.default_rng(), 0
     for share, part in optics.stretches():
         count = min(round(share * pulses), pulses - first)
-        parts.append(detect(part, source, bob, (first, count), Eve(), nature, receiver))
+        light.slice(part, (first, count), Eve(), nature)
         first += count
-    seen = join(parts)
-    seen = replace(seen, bases=bob.at(seen.positions))
+    alice, seen = light.reports()
+    if isinstance(light, EntangledPairs):
+        return _measured(alice, light.seeds[0], pulses), _measured(seen, light.seeds[1], pulses)
+    source = light.source
     chunks = [source.at(np.arange(at, min(at + _CHUNK, pulses), dtype=np.uint64)) for at in range(0, pulses, _CHUNK)]
     planes = [np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in ("bit", "check", "decoy")]
-    return encode_settings(*planes), encode_detections(seen, pulses)
+    bit, check, decoy = planes
+    return encode_settings(bit, check, decoy, intensities(optics.source)), _measured(seen, light.receiver, pulses)
+
+
+def _measured(seen: Detections | None, seed: ReceiverSeed, pulses: int) -> bytes:
+    if seen is None:
+        raise TypeError("a site that measures has a record")
+    return encode_detections(replace(seen, bases=seed.angles(seen.positions)), pulses)
 
 
 def record_blocks(folder: Path, preset: Preset, blocks: Iterable[int]) -> Iterator[Path]:
-    """Write ``alice/N.settings`` and ``bob/N.detections``; existing files are never replaced.
+    """Write ``alice/N.settings``, of pairs ``alice/N.detections``, and ``bob/N.detections``; existing files are never
+    replaced.
 
     Raises:
         LinkSettings: a file exists, or cannot be written.
     """
     for block in blocks:
         settings, detections = record_block(preset)
-        names = (f"alice/{block}.settings", f"bob/{block}.detections")
+        kind = "settings" if isinstance(preset.optics, Optics) else "detections"
+        names = (f"alice/{block}.{kind}", f"bob/{block}.detections")
         for name, record in zip(names, (settings, detections), strict=True):
             path = folder / name
             try:

@@ -16,11 +16,12 @@ from keysource.qkd.distill.mac import TICKET_BYTES, Ticket
 from keysource.qkd.distill.party import Answer, Fly, Keep, Outcome, Party, Receive, Send, Step, Terms
 from keysource.qkd.distill.wire import Frame, Kind, Start, frame_untrusted
 from keysource.qkd.errors import BadFrame, LinkError
+from keysource.qkd.optics.entangled import AnyOptics
 from keysource.qkd.optics.eve import Eve, InterceptResend
+from keysource.qkd.optics.flight import make_flight
 from keysource.qkd.optics.model import Optics
-from keysource.qkd.optics.monitors import TEST_SHARE, Monitor, Readings, alarm
-from keysource.qkd.optics.sampler import Detections, detect
-from keysource.qkd.optics.settings import ReceiverSeed, SourceSeed
+from keysource.qkd.optics.monitors import Monitor, Readings, alarm
+from keysource.qkd.optics.sampler import Detections
 from keysource.qkd.plan import Plan, make_plan
 from keysource.qkd.rates.finite import Decoy, Security
 
@@ -38,6 +39,10 @@ def small_plan() -> Plan:
 
 def small_terms(plan: Plan | None = None) -> Terms:
     return Terms(plan or small_plan(), OPTICS.decoy, OPTICS.p_z, SECURITY)
+
+
+def terms_of(optics: AnyOptics, pulses: int, security: Security = SECURITY) -> Terms:
+    return Terms(make_plan(optics, pulses, security, "original"), optics.source, optics.p_z, security)
 
 
 def untouched(_number: int, _sender: str, body: bytes) -> list[bytes]:
@@ -72,7 +77,9 @@ class Bench:
     """A fraction of intercept-resend, or any Eve."""
     monitor: Monitor = "none"
     refills: int = 1
-    optics: Optics = OPTICS
+    optics: AnyOptics = OPTICS
+    nature: int | None = None
+    """Seed of what nature does; settings are never seeded."""
     clicks: Callable[[Detections], Detections] = lambda seen: seen
     log: list[tuple[str, str]] = field(default_factory=list)
     frames: list[tuple[str, bytes]] = field(default_factory=list)
@@ -148,12 +155,13 @@ class Bench:
         if len(self.seeds) < 2 or self.flown:
             return False
         self.flown = True
-        source = SourceSeed(self.seeds["A"], self.optics.p_z, self.optics.decoy.p1)
-        receiver = ReceiverSeed(self.seeds["B"], self.optics.p_z, TEST_SHARE if self.monitor != "none" else 0.0)
+        light = make_flight(self.optics, self.seeds["A"], self.seeds["B"], test=self.monitor != "none")
         span, eve = (0, self.terms.plan.pulses), self.eve if isinstance(self.eve, Eve) else InterceptResend(self.eve)
-        seen = self.seen = detect(self.optics, source, receiver, span, eve, np.random.default_rng())
+        light.slice(self.optics, span, eve, np.random.default_rng(self.nature))
+        hers, seen = light.reports()
+        self.seen = seen
         self.log.append(("fibre", "flown"))
-        self._advance(self.alice, None)
+        self._advance(self.alice, hers)
         return self._advance(self.bob, self.clicks(seen))
 
     def _advance(self, side: Side, answer: Answer) -> bool:

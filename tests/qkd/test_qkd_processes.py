@@ -358,3 +358,31 @@ async def test_an_end_runs_once(tmp_path: Path) -> None:
         run = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
         assert run.returncode == 2 and "another process of this link is running" in run.stderr
         assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("protocol", ["bb84-2decoy", "bbm92", "e91"])
+async def test_every_protocol_delivers_equal_keys_and_sees_eve(tmp_path: Path, protocol: str) -> None:
+    """Chosen by one line in both files; Alice, Bob and the fibre are processes."""
+    async with LinkLab(tmp_path) as lab:
+        for site in ("alice", "bob"):
+            file = lab.file(site)
+            file.write_text(file.read_text() + f'protocol = "{protocol}"\n')
+        await lab.start()
+        lab.attach()
+        block = (await lab.blocks(1, within=60))[0]
+        assert len(lab.clients["alice"].blocks[block]) >= 10 * 32
+        a, b = await lab.status("alice"), await lab.status("bob")
+        assert a["protocol"] == protocol and a["ledger"] == b["ledger"] and a["ledger_balance"] == 0
+        assert a["chsh"] == b["chsh"] and (a["chsh"] is not None and a["chsh"] > 2.4) == (protocol == "e91")
+        await lab.eve(1.0)
+        for site in ("alice", "bob"):
+            await until(lambda site=site: "qber" in lab.clients[site].alarms, 40, lab.words)  # type: ignore[misc]
+        a = await lab.status("alice")
+        assert 0.2 < a["qber"] < 0.3 and a["ledger_balance"] == 0
+        if protocol == "e91":
+            assert abs(a["chsh"] - 2**0.5) < 0.2 and "Bell" in a["reason"]
+        if protocol != "bb84-2decoy":
+            with pytest.raises(KeySourceError, match="needs weak pulses"):
+                await ask(tmp_path / "alice" / "eve.sock", {"attack": "photon-number"})
+        await lab.eve(0.0)
+        await lab.blocks(1, within=60)

@@ -13,6 +13,7 @@ from qkd_bench import OPTICS
 from keysource.qkd.optics.model import Optics
 from keysource.qkd.plan import make_plan
 from keysource.qkd.presets import PRESETS
+from keysource.qkd.rates import proofs
 from keysource.qkd.rates.entropy import binary_entropy
 from keysource.qkd.rates.finite import (
     Counts,
@@ -24,6 +25,7 @@ from keysource.qkd.rates.finite import (
     secret_bits,
     single_lower,
 )
+from keysource.qkd.rates.proofs import judge
 
 PAPER = Security(1e-9, 1e-15)
 
@@ -144,15 +146,11 @@ def test_the_single_photon_bound_holds_against_true_photon_numbers() -> None:
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda preset: preset.name)
 def test_a_plan_promises_less_than_its_expected_block_would_allow(preset) -> None:
     plan = preset.plan()
-    counts = expected_counts(preset.optics, plan.n_z)
-    scale = plan.n_x / counts.n_x.total
-    counts = Counts(
-        counts.n_z, counts.m_z, Pair(*(x * scale for x in counts.n_x)), Pair(*(x * scale for x in counts.m_x))
-    )
-    found = bounds(preset.optics.decoy, counts, preset.security)
+    source = preset.optics.source
+    found = judge(source, preset.optics.expected(plan.n_z, plan.n_x), preset.security)
     assert plan.accepts(found)
     leak = 2 * 1.04 * plan.n_z * binary_entropy(plan.expected_qber)
-    ideal = secret_bits(found, leak, preset.security)
+    ideal = proofs.secret_bits(source, found, leak, preset.security)
     small = preset.name.startswith("small")  # margins of the same number of deviations weigh more in small blocks
     assert (0.4 if small else 0.6) * ideal < plan.length < ideal
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator
 
 import numpy as np
 
 from keysource.qkd.distill import wire
-from keysource.qkd.distill.bits import Bits, pack, unpack_untrusted
+from keysource.qkd.distill.bits import Bits, unpack_untrusted
 from keysource.qkd.distill.cascade import Corrector
-from keysource.qkd.distill.party import Abort, Answer, Fly, Keep, Party, Step, is_decoy
+from keysource.qkd.distill.party import Abort, Answer, Fly, Keep, Party, Step, intensity_of
 from keysource.qkd.distill.toeplitz import toeplitz_hash
-from keysource.qkd.distill.wire import CHECKED, KEY, Frame, Kind, Reason
+from keysource.qkd.distill.wire import CHECKED, KEY, TEST, Frame, Kind, Reason
 from keysource.qkd.errors import BadFrame
 from keysource.qkd.optics.monitors import Readings
 from keysource.qkd.optics.sampler import Detections
 from keysource.qkd.optics.settings import SEED_BYTES, ReceiverSeed, fresh_seed
-from keysource.qkd.rates.finite import Pair
+from keysource.qkd.rates.finite import Tally
 
 
 class BobBlock(Party):
@@ -34,31 +35,34 @@ class BobBlock(Party):
         n_x, m_x = yield from self._sift()
         errors = yield from self._correct()
         yield from self._verify()
-        m_z = Pair(int(errors[self.key_decoy == 0].sum()), int(errors[self.key_decoy == 1].sum()))
+        m_z = self.by_intensity(self.key_intensity[errors == 1])
         self.judge(n_x, m_x, m_z)
-        yield from self.send(wire.accept((int(m_z.signal), int(m_z.decoy))))
+        yield from self.send(wire.accept(tuple(int(count) for count in m_z)))
         frame = yield from self.receive(Kind.AMPLIFY)
         seed, _ = wire.hashed_untrusted(frame.payload, self.amplify_seed_bits, 0)
         return self.amplify(seed)
 
-    def _sift(self) -> Generator[Step, Answer, tuple[Pair, Pair]]:
-        receiver = ReceiverSeed(fresh_seed(), self.terms.p_z)
+    def _sift(self) -> Generator[Step, Answer, tuple[Tally, Tally]]:
+        receiver = ReceiverSeed(fresh_seed(), self.terms.p_z, chsh=self.terms.chsh)
         seen = yield Fly(receiver.seed)
         if not isinstance(seen, Detections):
             raise TypeError("a step that wants detections got none")
-        bases = receiver.at(seen.positions) if seen.bases is None else seen.bases
+        bases = receiver.angles(seen.positions) if seen.bases is None else seen.bases
         self.ledger.raw = self.in_hand = len(seen.positions)
         if self.guard(seen.readings) is not None:
             raise Abort(Reason.MONITOR)
-        yield from self.send(wire.detected(seen.positions, bases))
+        yield from self.send(wire.detected(seen.positions, bases, self.terms.angles))
         frame = yield from self.receive(Kind.SIFT)
-        codes, theirs = wire.sift_untrusted(frame.payload, bases, self.plan.n_z, self.plan.n_x)
-        key, check = (codes & 3) == KEY, (codes & 3) == CHECKED
-        self.key, self.key_decoy = seen.bits[key], is_decoy(codes[key])
+        sizes = self.plan.n_z, self.plan.n_x
+        codes, checked, tested = wire.sift_untrusted(frame.payload, bases, *sizes, self.terms.intensities)
+        key, check, test = ((codes & 3) == role for role in (KEY, CHECKED, TEST))
+        self.key, self.key_intensity = seen.bits[key], intensity_of(codes[key])
         self.count_sifted(len(seen.positions), int(((codes & 3) == wire.DROPPED).sum()), len(self.key))
-        mine = seen.bits[check]
-        yield from self.send(Frame(Kind.CHECK, pack(mine)))
-        return self.estimate(mine, theirs, is_decoy(codes[check]))
+        yield from self.send(wire.check(seen.bits[check], seen.bits[test]))
+        estimates = self.estimate(seen.bits[check], checked, intensity_of(codes[check]))
+        with contextlib.suppress(Abort):  # Alice, who has the same numbers, says it
+            self.test_chsh(tested, seen.bits[test], intensity_of(codes[test]), bases[test] - np.uint8(2))
+        return estimates
 
     def _correct(self) -> Generator[Step, Answer, Bits]:
         """The errors that were found, as a bit string."""

@@ -18,12 +18,15 @@ from keysource.base import KEY_BYTES
 from keysource.qkd.distill.bits import Bits
 from keysource.qkd.distill.mac import TAG_BYTES, TICKET_BYTES, Ticket, Transcript
 from keysource.qkd.distill.toeplitz import seed_bits, toeplitz_hash
-from keysource.qkd.distill.wire import DECOY, Frame, Kind, Reason, Start, abort, abort_untrusted
+from keysource.qkd.distill.wire import INTENSITY, Frame, Kind, Reason, Start, abort, abort_untrusted
 from keysource.qkd.errors import BadFrame, Forged
 from keysource.qkd.ledger import Ledger
+from keysource.qkd.optics.pairs import Coincidences, chsh, passes
 from keysource.qkd.optics.sampler import Detections
 from keysource.qkd.plan import Plan
-from keysource.qkd.rates.finite import Bounds, Counts, Decoy, Pair, Security, bounds
+from keysource.qkd.rates.finite import Bounds, Counts, Security, Tally
+from keysource.qkd.rates.proofs import Source, intensities, judge
+from keysource.qkd.rates.tomamichel import Entangled
 from keysource.qkd.records import RecordedSettings
 
 
@@ -39,7 +42,8 @@ class Receive:
 
 @dataclass(frozen=True, slots=True)
 class Fly:
-    """The N pulses of the block: tell the fibre this site's settings and wait until all are measured."""
+    """The N pulses of the block: tell the fibre this site's settings and wait until all are measured.  The answer
+    is what the site's hardware has: Bob's detections; None or recorded settings of Alice's, with pairs detections."""
 
     seed: bytes = field(repr=False)
 
@@ -61,9 +65,24 @@ class Terms:
     """What both ends agreed on before any block."""
 
     plan: Plan
-    decoy: Decoy
+    source: Source
     p_z: float
     security: Security
+
+    @property
+    def intensities(self) -> int:
+        """Classes of pulses that are counted apart."""
+        return intensities(self.source)
+
+    @property
+    def chsh(self) -> float:
+        """Share of Bob's gates that test for CHSH; 0 in all protocols but E91."""
+        return self.source.chsh if isinstance(self.source, Entangled) else 0.0
+
+    @property
+    def angles(self) -> int:
+        """How many Bob may announce to have measured at."""
+        return 4 if self.chsh > 0.0 else 2
 
 
 class Abort(Exception):
@@ -85,9 +104,11 @@ class Outcome:
     keys: bytearray = field(default_factory=bytearray, repr=False)
     qber: float | None = None
     """Error ratio of the check basis."""
-    detected: Pair | None = None
-    """All detections of the block, per intensity; only Alice knows."""
+    detected: Tally | None = None
+    """All detections of the block, per intensity (of pairs: coincidences); only Alice knows."""
     found: Bounds | None = None
+    chsh: tuple[float, float] | None = None
+    """E91: S and its standard deviation."""
     peer_spent: int = 0
     messages: int = 0
     forgery: float = 0.0
@@ -127,7 +148,7 @@ class Party:
         self.budget = LeakBudget(terms.plan)
         self.outcome = Outcome(start.block, None, self.ledger)
         self.key: Bits = np.empty(0, dtype=np.uint8)
-        self.key_decoy: Bits = np.empty(0, dtype=np.uint8)
+        self.key_intensity: Bits = np.empty(0, dtype=np.uint8)
         self.in_hand = 0
         """Bits of the block that are neither published, dropped nor hashed away: lost by an abort."""
 
@@ -194,18 +215,32 @@ class Party:
     # Counting
 
     def count_sifted(self, raw: int, dropped: int, key: int) -> None:
-        """Detections announced, of those dropped, of those kept for the key."""
+        """Detections announced, of those dropped, of those kept for the key; the published ones are counted apart."""
         self.ledger.raw = raw
         self.ledger.discarded = dropped
         self.in_hand = key
 
-    def estimate(self, mine: Bits, theirs: Bits, decoy: Bits) -> tuple[Pair, Pair]:
+    def estimate(self, mine: Bits, theirs: Bits, intensity: Bits) -> tuple[Tally, Tally]:
         """(detections, errors) of the published check bits, per intensity."""
-        self.ledger.check = len(theirs)
+        self.ledger.check += len(theirs)
         wrong = mine ^ theirs
         self.outcome.qber = float(wrong.mean())
-        errors = Pair(int(wrong[decoy == 0].sum()), int(wrong[decoy == 1].sum()))
-        return by_intensity(decoy), errors
+        return self.by_intensity(intensity), self.by_intensity(intensity[wrong == 1])
+
+    def test_chsh(self, alice: Bits, bob: Bits, angle_a: Bits, angle_b: Bits) -> None:
+        """E91: S of the published test bits.  It can only end the block.  Raises :class:`Abort`."""
+        self.ledger.check += len(alice)
+        if self.terms.chsh <= 0.0:
+            return
+        if np.bincount(2 * angle_a.astype(np.int64) + angle_b, minlength=4).min() < 2:
+            raise Abort(Reason.CHSH)
+        self.outcome.chsh = chsh(Coincidences(alice, bob, angle_a, angle_b))
+        if not passes(*self.outcome.chsh):
+            raise Abort(Reason.CHSH)
+
+    def by_intensity(self, intensity: Bits) -> Tally:
+        """How many there are of each."""
+        return tuple(np.bincount(intensity, minlength=self.terms.intensities).tolist())
 
     def disclose(self, answers: int, questions: int) -> None:
         self.ledger.leaked += answers
@@ -216,10 +251,10 @@ class Party:
         self.ledger.verified = len(tag)
         self.in_hand -= len(tag)
 
-    def judge(self, n_x: Pair, m_x: Pair, m_z: Pair) -> None:
+    def judge(self, n_x: Tally, m_x: Tally, m_z: Tally) -> None:
         """The statistical test.  Raises :class:`Abort`."""
-        counts = Counts(by_intensity(self.key_decoy), m_z, n_x, m_x)
-        self.outcome.found = bounds(self.terms.decoy, counts, self.terms.security)
+        counts = Counts(self.by_intensity(self.key_intensity), m_z, n_x, m_x)
+        self.outcome.found = judge(self.terms.source, counts, self.terms.security)
         if not self.plan.accepts(self.outcome.found):
             raise Abort(Reason.STATISTICS)
 
@@ -253,12 +288,7 @@ class Party:
         return tickets, keys
 
 
-def by_intensity(decoy: Bits) -> Pair:
-    """How many are of mu1, how many of mu2."""
-    return Pair(int((decoy == 0).sum()), int((decoy == 1).sum()))
-
-
-def is_decoy(codes: Bits) -> Bits:
-    """From sifting codes: 1 where the pulse was a decoy."""
-    decoys: Bits = ((codes & DECOY) != 0).astype(np.uint8)
-    return decoys
+def intensity_of(codes: Bits) -> Bits:
+    """From sifting codes: the number of the intensity, of a test Alice's basis."""
+    found: Bits = (codes >> np.uint8(INTENSITY)).astype(np.uint8)
+    return found

@@ -6,15 +6,16 @@ packed.  A block is strict question and answer, so the transcript has one order:
     A -> B  START      block u64, ticket u64, spent u64, refills u8
     B -> A  READY      spent u64
                        ... N pulses fly; nothing about them has left a site ...
-    B -> A  DETECTED   count u32, positions count x u32 ascending, bases (1 = X) packed
-    A -> B  SIFT       one byte per detection: 0 dropped, 1 key (Z), 2 check (X), + 4 for the decoy; her X bits packed
-    B -> A  CHECK      his X bits packed
+    B -> A  DETECTED   count u32, positions count x u32 ascending, bases (1 = X) packed; E91: turned gates packed
+    A -> B  SIFT       one byte per detection: 0 dropped, 1 key (Z), 2 check (X), + 4 for mu2, + 8 for mu3;
+                       E91: 3 test, + 4 where she had X; her X bits packed, her test bits packed
+    B -> A  CHECK      his X bits packed, his test bits packed
     A -> B  CORRECT    seed of the orders, 32 bytes
     B -> A  ASK        pass u8, positions n x u32            } repeated
     A -> B  PARITY     n prefix parities packed              }
     B -> A  CORRECTED  --
     A -> B  VERIFY     Toeplitz seed packed, tag packed
-    B -> A  ACCEPT     errors corrected with mu1 u32, with mu2 u32
+    B -> A  ACCEPT     errors corrected, u32 per intensity
     A -> B  AMPLIFY    Toeplitz seed packed
     B -> A  AUTH       tag 0 over all above
     A -> B  AUTH       tag 1 over all above and tag 0
@@ -40,8 +41,10 @@ from keysource.qkd.errors import BadFrame
 MAX_FRAME = 256 * 1024 * 1024
 _START = struct.Struct(">QQQB")
 _READY = struct.Struct(">Q")
-_ERRORS = struct.Struct(">II")
-DROPPED, KEY, CHECKED, DECOY = 0, 1, 2, 4
+DROPPED, KEY, CHECKED, TEST = 0, 1, 2, 3
+"""What becomes of a detection: the low two bits of its sifting code."""
+INTENSITY = 2
+"""Bits to the left at which a code has the number of the intensity, of a test Alice's basis."""
 
 
 class Kind(enum.IntEnum):
@@ -81,6 +84,8 @@ class Reason(enum.IntEnum):
     """The decoy bounds miss the plan's thresholds."""
     MONITOR = 6
     """A monitor of Bob's detectors has fired."""
+    CHSH = 7
+    """E91: S is not five standard deviations above 2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,40 +125,61 @@ def ready_untrusted(payload: bytes) -> int:
     return int(_unpack(_READY, payload)[0])
 
 
-def detected(positions: npt.NDArray[np.uint64], bases: Bits) -> Frame:
+def detected(positions: npt.NDArray[np.uint64], bases: Bits, angles: int = 2) -> Frame:
+    """``bases``: 0 Z, 1 X; with four ``angles`` 2 and 3 are those of the CHSH test."""
     where = positions.astype(">u4").tobytes()
-    return Frame(Kind.DETECTED, len(positions).to_bytes(4, "big") + where + pack(bases))
+    turned = pack(bases >> np.uint8(1)) if angles > 2 else b""
+    return Frame(Kind.DETECTED, len(positions).to_bytes(4, "big") + where + pack(bases & np.uint8(1)) + turned)
 
 
-def detected_untrusted(payload: bytes, pulses: int) -> tuple[npt.NDArray[np.uint64], Bits]:
+def detected_untrusted(payload: bytes, pulses: int, angles: int = 2) -> tuple[npt.NDArray[np.uint64], Bits]:
     """(pulse numbers, bases): ascending, inside the block."""
     count = int.from_bytes(payload[:4], "big")
-    if len(payload) != 4 + 4 * count + (count + 7) // 8:
+    plane = (count + 7) // 8
+    if len(payload) != 4 + 4 * count + plane * (angles // 2):
         raise BadFrame("a list of detections with a wrong length")
     positions = np.frombuffer(payload, dtype=">u4", count=count, offset=4).astype(np.uint64)
     if count and (positions[-1] >= pulses or (np.diff(positions.astype(np.int64)) <= 0).any()):
         raise BadFrame("detections that do not ascend inside the block")
-    return positions, unpack_untrusted(payload[4 + 4 * count :], count)
+    start = 4 + 4 * count
+    bases = unpack_untrusted(payload[start : start + plane], count)
+    if angles > 2:
+        bases = bases | unpack_untrusted(payload[start + plane :], count) << np.uint8(1)
+    return positions, bases
 
 
-def sift(codes: Bits, check_bits: Bits) -> Frame:
-    return Frame(Kind.SIFT, codes.tobytes() + pack(check_bits))
+def sift(codes: Bits, check_bits: Bits, test_bits: Bits | None = None) -> Frame:
+    return Frame(Kind.SIFT, codes.tobytes() + pack(check_bits) + (b"" if test_bits is None else pack(test_bits)))
 
 
-def sift_untrusted(payload: bytes, bases: Bits, n_z: int, n_x: int) -> tuple[Bits, Bits]:
-    """(codes, Alice's check bits) for detections made in ``bases``; exactly n_z key and n_x check positions."""
+def sift_untrusted(payload: bytes, bases: Bits, n_z: int, n_x: int, intensities: int = 2) -> tuple[Bits, Bits, Bits]:
+    """(codes, Alice's check bits, her test bits) for detections made in ``bases``; exactly n_z key and n_x check
+    positions."""
     count = len(bases)
     if len(payload) < count:
         raise BadFrame("a sifting answer that is too short")
     codes = np.frombuffer(payload, dtype=np.uint8, count=count)
     role = codes & 3
-    if (codes > (CHECKED | DECOY)).any() or (role == 3).any():
+    most = np.where(role == TEST, 2, np.where(role == DROPPED, 1, intensities))
+    if ((codes >> INTENSITY) >= most).any() or ((role == TEST) & (bases < 2)).any():
         raise BadFrame("a sifting answer with an unknown code")
-    if ((role == KEY) & (bases == 1)).any() or ((role == CHECKED) & (bases == 0)).any():
+    if ((role == KEY) & (bases != 0)).any() or ((role == CHECKED) & (bases != 1)).any():
         raise BadFrame("a sifting answer that takes a detection of the other basis")
     if int((role == KEY).sum()) != n_z or int((role == CHECKED).sum()) != n_x:
         raise BadFrame("a sifting answer of other sizes than the plan's")
-    return codes, unpack_untrusted(payload[count:], n_x)
+    split = count + (n_x + 7) // 8
+    tested = int((role == TEST).sum())
+    return codes, unpack_untrusted(payload[count:split], n_x), unpack_untrusted(payload[split:], tested)
+
+
+def check(check_bits: Bits, test_bits: Bits) -> Frame:
+    return Frame(Kind.CHECK, pack(check_bits) + pack(test_bits))
+
+
+def check_untrusted(payload: bytes, n_x: int, tested: int) -> tuple[Bits, Bits]:
+    """(Bob's check bits, his test bits)."""
+    split = (n_x + 7) // 8
+    return unpack_untrusted(payload[:split], n_x), unpack_untrusted(payload[split:], tested)
 
 
 def ask(question: Question) -> Frame:
@@ -176,13 +202,14 @@ def hashed_untrusted(payload: bytes, seed: int, tag: int) -> tuple[Bits, Bits]:
     return unpack_untrusted(payload[:split], seed), unpack_untrusted(payload[split:], tag)
 
 
-def accept(errors: tuple[int, int]) -> Frame:
-    return Frame(Kind.ACCEPT, _ERRORS.pack(*errors))
+def accept(errors: tuple[int, ...]) -> Frame:
+    return Frame(Kind.ACCEPT, b"".join(count.to_bytes(4, "big") for count in errors))
 
 
-def accept_untrusted(payload: bytes) -> tuple[int, int]:
-    signal, decoy = _unpack(_ERRORS, payload)
-    return signal, decoy
+def accept_untrusted(payload: bytes, intensities: int = 2) -> tuple[int, ...]:
+    if len(payload) != 4 * intensities:
+        raise BadFrame("a frame of a wrong length")
+    return tuple(int.from_bytes(payload[at : at + 4], "big") for at in range(0, len(payload), 4))
 
 
 def abort(reason: Reason) -> Frame:

@@ -26,10 +26,11 @@ from keysource.qkd.engine.report import KEPT_REPORTS, report
 from keysource.qkd.errors import LinkError, StateLost
 from keysource.qkd.files import lock_folder
 from keysource.qkd.ledger import Ledger
+from keysource.qkd.optics.entangled import PairOptics
 from keysource.qkd.optics.monitors import Readings, alarm
 from keysource.qkd.pad import LinkState
 from keysource.qkd.presets import PRESETS
-from keysource.qkd.rates.finite import DELIVERING
+from keysource.qkd.rates.proofs import proof_name
 
 log = structlog.get_logger("qkd.link")
 _FIRST_PAUSE = 0.25
@@ -42,6 +43,7 @@ _ALARMS = {
     Reason.LEAK: "qber",
     Reason.STATISTICS: "qber",
     Reason.MONITOR: "monitor",
+    Reason.CHSH: "qber",
 }
 
 
@@ -67,26 +69,32 @@ class LinkEnd:
         self._lock = lock_folder(config.state)
         self.plan = self.preset.plan()
         optics = self.preset.optics
-        self.terms = Terms(self.plan, optics.decoy, optics.p_z, self.preset.security)
+        self.terms = Terms(self.plan, optics.source, optics.p_z, self.preset.security)
         digest = self.plan.digest(optics, self.preset.security)
         self.state = LinkState(config.state, config.auth_key, config.name, config.end.value)
         self.name = self.state.link
         self.agreed = AgreedTerms(self.name, config.owner.value, self.preset.name, digest)
         info = DeviceInfo(
-            f"simulated BB84 link ({self.preset.name})", self.name, config.end, config.owner, Origin.SIMULATED
+            f"simulated {self.preset.protocol} link ({self.preset.name})",
+            self.name,
+            config.end,
+            config.owner,
+            Origin.SIMULATED,
         )
         self.device = LinkDevice(config.socket, info, self._taken, self.max_keys)
         key, test = self.state.link_key(b"fibre"), config.monitor in ("efficiency", "both")
         self.hardware: FrontEnd = Hardware(config.end, config.fibre, key, digest, test=test)
         if config.records is not None:
             front = Recorded if config.front_end == "recorded" else Live
-            self.hardware = front(config.end, config.records)
+            self.hardware = front(config.end, config.records, pairs=isinstance(optics, PairOptics))
         self.control = Control(config.state / "status.sock", self._command)
         self.held: set[int] = set()
         self.ledger = Ledger()
         self.passed = self.failed = 0
         self.failures_in_a_row = 0
         self.qber: float | None = None
+        self.chsh: float | None = None
+        """S of the last block; E91 only."""
         self.session_up = False
         self.trouble = "the other end was not reached yet"
         self.last_reason: str | None = None
@@ -164,7 +172,8 @@ class LinkEnd:
         """What Bob's monitors say of a block's readings: a sentence where one fires, or where there are none to look
         at though a monitor is configured."""
         if readings is not None:
-            sentence = alarm(self.config.monitor, readings, self.preset.optics)
+            optics = self.preset.optics
+            sentence = alarm(self.config.monitor, readings, None if isinstance(optics, PairOptics) else optics)
         else:
             missing = f'a record without readings, and monitor = "{self.config.monitor}" wants them'
             sentence = None if self.config.monitor == "none" else missing
@@ -179,6 +188,7 @@ class LinkEnd:
         """Count a block and deliver what it gave.  ``now`` in seconds of a steady clock."""
         self.ledger.add(outcome.ledger)
         self.qber = outcome.qber if outcome.qber is not None else self.qber
+        self.chsh = outcome.chsh[0] if outcome.chsh is not None else self.chsh
         if outcome.reason is None:
             self._deliver(outcome, now)
         else:
@@ -323,7 +333,9 @@ class LinkEnd:
             "tickets_spent": self.state.spent,
             "error_budget_used": self.state.next_block * self.block_error,
             "error_budget": self.config.error_limit,
-            "proof": DELIVERING,
+            "protocol": self.preset.protocol,
+            "proof": proof_name(self.terms.source),
+            "chsh": None if self.chsh is None else round(self.chsh, 4),
             "monitor": self.config.monitor,
             "ledger": self.ledger.as_dict(),
             "ledger_balance": self.ledger.balance(),
@@ -337,4 +349,5 @@ _SENTENCES = {
     Reason.VERIFY: "the keys differed after error correction",
     Reason.STATISTICS: "the decoy statistics miss their thresholds",
     Reason.MONITOR: "a monitor of Bob's detectors has fired",
+    Reason.CHSH: "the pairs do not violate Bell's inequality by five standard deviations",
 }

@@ -3,7 +3,8 @@
 Each site sends ``PREPARE`` (block u64, pulses u64, plan digest 32 bytes, settings seed 32 bytes, efficiency test u8).
 When both have sent the same block, its pulses fly, in slices: at ``pace = realtime`` a slice is done when its light
 has arrived.  Then Alice is told ``FLOWN`` (block u64) and Bob ``FLOWN`` with the block u64 and a detection record
-(``keysource.qkd.records``).  ``REFUSED`` carries a sentence, ``WELCOME`` the pace.
+(``keysource.qkd.records``); with a source of pairs, which is in the fibre, Alice gets a record of her own.
+``REFUSED`` carries a sentence, ``WELCOME`` the pace.
 
 Eve and the weather are switched at the control socket: one JSON object with any of ``attack``, ``fraction``,
 ``mode``, ``weather``; or ``notes``: what Eve has of the last block (``engine.notebook``).
@@ -29,12 +30,10 @@ from keysource.qkd.engine.control import Control
 from keysource.qkd.engine.notebook import notes_answer
 from keysource.qkd.errors import BadFrame, LinkError, PeerLost
 from keysource.qkd.optics.attacks import make_eve
-from keysource.qkd.optics.detectors import Receiver
+from keysource.qkd.optics.entangled import AnyOptics
 from keysource.qkd.optics.eve import Eve, Notes
-from keysource.qkd.optics.model import Optics
-from keysource.qkd.optics.monitors import TEST_SHARE
-from keysource.qkd.optics.sampler import Detections, detect, join
-from keysource.qkd.optics.settings import ReceiverSeed, SourceSeed
+from keysource.qkd.optics.flight import acts_on, make_flight
+from keysource.qkd.optics.sampler import Detections
 from keysource.qkd.optics.weather import WEATHERS, Sky
 from keysource.qkd.presets import Preset
 from keysource.qkd.records import encode_detections
@@ -105,7 +104,10 @@ class Fibre:
             return notes_answer(*self._notebook)
         known = {"attack", "fraction", "mode"}
         if request.keys() & known:
-            self._eve = make_eve(request)
+            eve = make_eve(request)
+            if not acts_on(eve, self._preset.optics):
+                raise LinkError(f"{eve.name} needs weak pulses; on a link of pairs Eve can intercept-resend")
+            self._eve = eve
             log.info("Eve", attack=self._eve.name, fraction=self._eve.fraction)
         if "weather" in request:
             if request["weather"] not in WEATHERS:
@@ -183,11 +185,9 @@ class Fibre:
 
     async def _fly(self, alice: Order, bob: Order) -> None:
         optics = self._preset.optics
-        source = SourceSeed(alice.seed, optics.p_z, optics.decoy.p1)
-        receiver = ReceiverSeed(bob.seed, optics.p_z, TEST_SHARE if bob.test else 0.0)
-        detectors = Receiver(optics.recovery, optics.pulse_rate)
+        light = make_flight(optics, alice.seed, bob.seed, test=bool(bob.test))
         loop = asyncio.get_running_loop()
-        start, parts = loop.time(), []
+        start = loop.time()
         for (first, count), part in self._slices():
             if self._pace == "realtime":
                 arrival = start + (first + count) / optics.pulse_rate
@@ -195,16 +195,16 @@ class Fibre:
             began = loop.time()
             self._sky.step(count / optics.pulse_rate, self._nature)
             now, span, eve = self._sky.over(part), (first, count), self._eve  # whatever she is at this moment
-            parts.append(await asyncio.to_thread(detect, now, source, receiver, span, eve, self._nature, detectors))
+            await asyncio.to_thread(light.slice, now, span, eve, self._nature)
             self.busy += loop.time() - began
             self.flown += count
         self.blocks += 1
-        seen = join(parts)
+        hers, seen = light.reports()
         self._notebook = alice.block, seen.notes
         with contextlib.suppress(LinkError, KeyError):
-            await self._report(alice.block, seen)
+            await self._report(alice.block, hers, seen)
 
-    def _slices(self) -> list[tuple[tuple[int, int], Optics]]:
+    def _slices(self) -> list[tuple[tuple[int, int], AnyOptics]]:
         """((first pulse, pulses), optics) of each slice; a new one where the block's course changes."""
         live = self._pace == "realtime" or not self._sky.weather.calm
         wanted = max(1, round(self._preset.block_seconds / SLICE_SECONDS)) if live else 1
@@ -217,9 +217,10 @@ class Fibre:
             for low, high in pairwise(cuts)
         ]
 
-    async def _report(self, block: int, seen: Detections) -> None:
+    async def _report(self, block: int, alice: Detections | None, bob: Detections) -> None:
         number = block.to_bytes(8, "big")
+        record = b"" if alice is None else encode_detections(alice, self._pulses)
         for seat in self._seats.values():
             seat.order = None
-        await self._seats[End.A].sealed.send(seal.FLOWN, number)
-        await self._seats[End.B].sealed.send(seal.FLOWN, number + encode_detections(seen, self._pulses))
+        await self._seats[End.A].sealed.send(seal.FLOWN, number + record)
+        await self._seats[End.B].sealed.send(seal.FLOWN, number + encode_detections(bob, self._pulses))

@@ -1,7 +1,7 @@
 """Where a site's settings and detections come from: the simulated fibre, recorded files, or a device at a socket.
 
 The post-processing knows only :class:`FrontEnd`.  Files and device speak the records of ``keysource.qkd.records``:
-Alice's end gets settings records, Bob's end detection records with bases.
+Alice's end gets settings records, Bob's end detection records with bases; with a source of pairs both ends get those.
 
 *Recorded*: a folder with ``BLOCK.settings`` at Alice's, ``BLOCK.detections`` at Bob's, named by the link's own block
 number.  A record is renamed to ``.used`` before it is read: the same photons never make two keys.  Its mode is 0600:
@@ -48,14 +48,19 @@ class FrontEnd(Protocol):
         ...
 
 
-def most_bytes(end: End, pulses: int) -> int:
+def measures(end: End, pairs: bool) -> bool:
+    """Has this site's device detectors?  With a source of ``pairs`` both have."""
+    return pairs or end is End.B
+
+
+def most_bytes(detects: bool, pulses: int) -> int:
     """Of a record of that many pulses."""
-    return 64 + (3 * (pulses // 8 + 1) if end is End.A else 5 * pulses)
+    return 64 + (5 * pulses if detects else 4 * (pulses // 8 + 1))
 
 
-def record_untrusted(end: End, record: bytes, pulses: int) -> Detections | RecordedSettings:
+def record_untrusted(detects: bool, record: bytes, pulses: int) -> Detections | RecordedSettings:
     """What a site's device has recorded.  Raises :class:`BadFrame`."""
-    if end is End.A:
+    if not detects:
         return settings_untrusted(record, pulses)
     seen = detections_untrusted(record, pulses)
     if seen.bases is None:
@@ -68,9 +73,9 @@ class Recorded:
 
     pace: str | None = "recorded"
 
-    def __init__(self, end: End, folder: Path) -> None:
-        self._end, self._folder, self._next = end, folder, 0
-        self._suffix = ".settings" if end is End.A else ".detections"
+    def __init__(self, end: End, folder: Path, *, pairs: bool = False) -> None:
+        self._detects, self._folder, self._next = measures(end, pairs), folder, 0
+        self._suffix = ".detections" if self._detects else ".settings"
         self.trouble = f"{folder}: no record (BLOCK{self._suffix}) is left"
 
     @property
@@ -104,7 +109,7 @@ class Recorded:
         except LinkSettings as error:
             raise LinkError(str(error)) from None
         try:
-            return record_untrusted(self._end, record, pulses)
+            return record_untrusted(self._detects, record, pulses)
         except BadFrame as error:
             raise LinkError(f"{path}: {error}") from None
 
@@ -114,8 +119,8 @@ class Live:
 
     pace: str | None = "live"
 
-    def __init__(self, end: End, path: Path) -> None:
-        self._end, self._path = end, path
+    def __init__(self, end: End, path: Path, *, pairs: bool = False) -> None:
+        self._detects, self._path = measures(end, pairs), path
         self.trouble = f"{path}: no device listens there"
 
     @property
@@ -132,7 +137,7 @@ class Live:
         try:
             async with asyncio.timeout(patience):
                 record = await self._ask(block, pulses)
-            return record_untrusted(self._end, record, pulses)
+            return record_untrusted(self._detects, record, pulses)
         except TimeoutError:
             raise PeerLost(f"{self._path}: the device did not finish block {block} in {patience:.0f} s") from None
         except (OSError, asyncio.IncompleteReadError):
@@ -147,7 +152,7 @@ class Live:
                 raise BadFrame("the device there runs as another user")
             writer.write(_ASK.pack(b"QDL1", block, pulses))
             length = int.from_bytes(await reader.readexactly(4), "big")
-            if length > most_bytes(self._end, pulses):
+            if length > most_bytes(self._detects, pulses):
                 raise BadFrame(f"a record of {length} bytes")
             return await reader.readexactly(length)
         finally:

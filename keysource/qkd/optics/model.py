@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from keysource.qkd.rates.finite import Decoy
+from keysource.qkd.rates.finite import Counts, Decoy
+from keysource.qkd.rates.twodecoy import TwoDecoy
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Stretch:
 class Optics:
     """One link.  Probabilities are per pulse."""
 
-    decoy: Decoy
+    decoy: Decoy | TwoDecoy
     p_z: float
     """Probability of the key basis Z, at both sites."""
     distance_km: float
@@ -91,12 +92,16 @@ class Optics:
         return self.line * self.detector
 
     @property
-    def intensities(self) -> tuple[float, float]:
-        return self.decoy.mu1, self.decoy.mu2
+    def source(self) -> Decoy | TwoDecoy:
+        return self.decoy
 
     @property
-    def probabilities(self) -> tuple[float, float]:
-        return self.decoy.p1, 1.0 - self.decoy.p1
+    def intensities(self) -> tuple[float, ...]:
+        return self.decoy.intensities
+
+    @property
+    def probabilities(self) -> tuple[float, ...]:
+        return self.decoy.probabilities
 
     # Pieces of a block
 
@@ -177,3 +182,17 @@ class Optics:
         """Error ratio of the detections, averaged over the intensities."""
         pairs = zip(self.probabilities, self.intensities, strict=True)
         return sum(p * self.error_gain(mu) for p, mu in pairs) / self.mean_gain()
+
+    def sifted(self) -> tuple[float, float]:
+        """(key basis, check basis): detections per pulse where both sites chose it."""
+        gain = self.mean_gain()
+        return gain * self.p_z**2, gain * (1.0 - self.p_z) ** 2
+
+    def expected(self, n_z: float, n_x: float) -> Counts:
+        """The statistics of a block of so many sifted detections, on average."""
+        gain = self.mean_gain()
+        pairs = list(zip(self.probabilities, self.intensities, strict=True))
+        share = [p * self.gain(mu) / gain for p, mu in pairs]
+        wrong = [p * self.error_gain(mu) / gain for p, mu in pairs]
+        tallies = (tuple(total * each for each in row) for total in (n_z, n_x) for row in (share, wrong))
+        return Counts(*tallies)

@@ -58,11 +58,11 @@ def expected_share(optics: Optics) -> float:
     return TEST_SHARE * weak / (TEST_SHARE * weak + (1.0 - TEST_SHARE) * plain)
 
 
-def alarm(monitor: Monitor, readings: Readings, optics: Optics) -> str | None:
-    """A sentence where the monitor fires."""
+def alarm(monitor: Monitor, readings: Readings, optics: Optics | None) -> str | None:
+    """A sentence where the monitor fires.  ``optics`` None: a link of pairs, which has no test of the efficiency."""
     if monitor in ("photocurrent", "both") and readings.current > CURRENT_LIMIT:
         return f"mean photocurrent {1e6 * readings.current:.2g} uA, limit {1e6 * CURRENT_LIMIT:.2g} uA"
-    if monitor in ("efficiency", "both"):
+    if optics is not None and monitor in ("efficiency", "both"):
         share = expected_share(optics)
         mean, spread = readings.clicks * share, math.sqrt(readings.clicks * share * (1.0 - share))
         if abs(readings.tested - mean) > DEVIATIONS * spread + 1.0:

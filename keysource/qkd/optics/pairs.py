@@ -1,5 +1,6 @@
-"""Entangled pairs between two receivers, pulse by pulse, for BBM92 and E91, with a CHSH test.  A simulation only: no
-block of a link is made of pairs.
+"""Entangled pairs between two receivers, pulse by pulse, for BBM92 and E91, with a CHSH test.  Every pulse is thrown
+here; the links that deliver sample only where there is light (:mod:`keysource.qkd.optics.entangled`), with the same
+photons.
 
 A parametric source makes two independent thermal modes (H and V), each with the same number of photons at both sites;
 seen in Bob's basis, turned by an angle, photons of a pulse interfere, with Wigner's d-matrix between Fock states.  So
@@ -79,7 +80,7 @@ def fly(
     first, second = (np.minimum(nature.geometric(stop, pulses) - 1, MOST) for _ in range(2))
     light = np.flatnonzero(first + second)
     at = np.array(angles[0])[choice_a[light]], np.array(angles[1])[choice_b[light]]
-    bob_first, bob_second = _at_bob(link, (first[light], second[light]), at, intercepted, nature)
+    bob_first, bob_second = at_bob(link, (first[light], second[light]), at, intercepted, nature)
     ones = np.zeros((2, pulses), dtype=np.int64), np.zeros((2, pulses), dtype=np.int64)
     for port, number in enumerate((first[light], second[light])):
         ones[0][port, light] = nature.binomial(number, link.eta_a)
@@ -91,7 +92,7 @@ def fly(
     return Coincidences(bits[0], bits[1], choice_a[both], choice_b[both])
 
 
-def _at_bob(
+def at_bob(
     link: PairLink,
     numbers: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
     at: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],

@@ -8,6 +8,7 @@ detects.  To give the seed to the fibre is to tell it the settings, as the site'
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,11 +43,13 @@ def _happens(words: Words, probability: float) -> Bits:
 
 @dataclass(frozen=True, slots=True)
 class AliceSettings:
-    """``bit`` 0 or 1, ``check`` 1 for the X basis, ``decoy`` 1 for mu2; arrays of equal length."""
+    """``bit`` 0 or 1, ``check`` 1 for the X basis, ``decoy`` 1 for mu2 and 2 for mu3; arrays of equal length."""
 
     bit: Bits
     check: Bits
     decoy: Bits
+    heard: Bits | None = None
+    """With pairs she measures too: 1 where her own detectors have clicked.  None: everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +59,33 @@ class SourceSeed:
     seed: bytes = field(repr=False)
     p_z: float
     p1: float
+    p2: float | None = None
+    """None: all that is not mu1 is mu2."""
+
+    @classmethod
+    def of(cls, seed: bytes, p_z: float, probabilities: Sequence[float]) -> SourceSeed:
+        """``probabilities`` of two or three intensities."""
+        return cls(seed, p_z, probabilities[0], probabilities[1] if len(probabilities) > 2 else None)
 
     def at(self, positions: Positions) -> AliceSettings:
         words = keystream(self.seed, positions)
         low, high = words[:, 0] & np.uint64(0xFFFFFFFF), words[:, 0] >> np.uint64(32)
         bit = (words[:, 1] & np.uint64(1)).astype(np.uint8)
-        return AliceSettings(bit, np.uint8(1) - _happens(low, self.p_z), np.uint8(1) - _happens(high, self.p1))
+        decoy = np.uint8(1) - _happens(high, self.p1)
+        if self.p2 is not None:
+            decoy += np.uint8(1) - _happens(high, self.p1 + self.p2)
+        return AliceSettings(bit, np.uint8(1) - _happens(low, self.p_z), decoy)
 
 
 @dataclass(frozen=True, slots=True)
 class ReceiverSeed:
-    """Bob's seed of one block: his basis for each pulse, and whether his attenuator is in (an efficiency test)."""
+    """A receiver's seed of one block: its basis for each pulse, and whether its attenuator is in (an efficiency
+    test).  ``chsh``: with pairs, the share of the gates that turn to one of two more angles, for E91."""
 
     seed: bytes = field(repr=False)
     p_z: float
     test_share: float = 0.0
+    chsh: float = 0.0
 
     def at(self, positions: Positions) -> Bits:
         """1 for the X basis."""
@@ -81,3 +96,14 @@ class ReceiverSeed:
         words = keystream(self.seed, positions)[:, 0]
         bases = np.uint8(1) - _happens(words & np.uint64(0xFFFFFFFF), self.p_z)
         return bases, _happens(words >> np.uint64(32), self.test_share)
+
+    def angles(self, positions: Positions) -> Bits:
+        """What is measured: 0 Z, 1 X, 2 and 3 the angles of the CHSH test."""
+        words = keystream(self.seed, positions)
+        bases = np.uint8(1) - _happens(words[:, 0] & np.uint64(0xFFFFFFFF), self.p_z)
+        if self.chsh <= 0.0:
+            return bases
+        turned = _happens(words[:, 1] >> np.uint64(32), self.chsh)
+        which = (words[:, 1] & np.uint64(1)).astype(np.uint8)
+        angles: Bits = np.where(turned == 1, which + np.uint8(2), bases).astype(np.uint8)
+        return angles

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keysource.qkd.optics.model import Optics, Stretch
+from keysource.qkd.optics.entangled import AnyOptics
+from keysource.qkd.optics.model import Stretch
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Sky:
         self._turn = _walk(self._turn, weather.drift, seconds / weather.drift_time, nature)
         self._fade = _walk(self._fade, weather.loss_db, seconds / weather.loss_time, nature)
 
-    def over(self, optics: Optics) -> Optics:
+    def over(self, optics: AnyOptics) -> AnyOptics:
         """The optics right now."""
         if self.weather.calm:
             return optics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keysource.qkd.optics.model import Optics
 from keysource.qkd.rates.entropy import binary_entropy
-from keysource.qkd.rates.finite import Counts, Pair, Security, bounds, secret_bits
+from keysource.qkd.rates.finite import Counts, Decoy, Pair, Security, bounds, secret_bits
 
 
 def expected_counts(optics: Optics, n_z: float) -> Counts:
@@ -39,8 +39,10 @@ def one_decoy_finite(
     optics: Optics, n_z: float, security: Security, proof: str, f: float = 1.16, *, as_published: bool = False
 ) -> float:
     """Secret bits per pulse, error correction at f times Shannon's limit."""
+    if not isinstance(optics.decoy, Decoy):
+        raise ValueError("these proofs are of links with one decoy")
     counts = expected_counts(optics, n_z)
     found = bounds(optics.decoy, counts, security, proof)
-    leak = f * n_z * binary_entropy(counts.m_z.total / n_z)
+    leak = f * n_z * binary_entropy(sum(counts.m_z) / n_z)
     per_pulse = sifted_per_pulse(optics, as_published=as_published)
     return secret_bits(found, leak, security, proof) * per_pulse / n_z

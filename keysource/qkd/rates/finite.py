@@ -45,6 +45,14 @@ class Decoy:
             raise ValueError("one decoy needs mu1 > mu2 > 0 and 0 < p1 < 1")
 
     @property
+    def intensities(self) -> tuple[float, ...]:
+        return self.mu1, self.mu2
+
+    @property
+    def probabilities(self) -> tuple[float, ...]:
+        return self.p1, 1.0 - self.p1
+
+    @property
     def weights(self) -> Pair:
         """e^k / p_k for both intensities."""
         return Pair(math.exp(self.mu1) / self.p1, math.exp(self.mu2) / (1.0 - self.p1))
@@ -65,14 +73,18 @@ class Security:
     correctness: float = 1e-15
 
 
+Tally = tuple[float, ...]
+"""One count per intensity, brightest first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """What a block has shown: detections ``n`` and errors ``m`` in each basis, per intensity."""
 
-    n_z: Pair
-    m_z: Pair
-    n_x: Pair
-    m_x: Pair
+    n_z: Tally
+    m_z: Tally
+    n_x: Tally
+    m_x: Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +157,17 @@ def bounds(decoy: Decoy, counts: Counts, security: Security, proof: str = DELIVE
     if proof not in PROOFS:
         raise ValueError(f"proof {proof!r} is none of {', '.join(PROOFS)}")
     epsilon = security.secrecy / (15.0 if proof == "wiesemann2024" else 19.0)
-    s_z1 = single_lower(decoy, counts.n_z, counts.m_z, epsilon)
-    s_x1 = single_lower(decoy, counts.n_x, counts.m_x, epsilon)
-    v_x1 = single_errors_upper(decoy, counts.m_x, epsilon)
+    n_z, m_z, n_x, m_x = (Pair(*each) for each in (counts.n_z, counts.m_z, counts.n_x, counts.m_x))
+    s_z1 = single_lower(decoy, n_z, m_z, epsilon)
+    s_x1 = single_lower(decoy, n_x, m_x, epsilon)
+    v_x1 = single_errors_upper(decoy, m_x, epsilon)
     if s_z1 <= 0.0 or s_x1 <= 0.0 or v_x1 >= s_x1 / 2.0:
         return Bounds(s_z1, s_x1, v_x1, 0.5)
     ratio = v_x1 / s_x1
     if proof == "wiesemann2024":
         return Bounds(s_z1, s_x1, v_x1, min(0.5, ratio + gamma_serfling(s_z1, s_x1, epsilon)))
     phi = min(0.5, ratio + gamma_fung(ratio, s_z1, s_x1, epsilon))
-    return Bounds(s_z1, s_x1, v_x1, phi, vacuum_lower(decoy, counts.n_z, epsilon))
+    return Bounds(s_z1, s_x1, v_x1, phi, vacuum_lower(decoy, n_z, epsilon))
 
 
 def constant_cost(security: Security, proof: str = DELIVERING) -> float:
