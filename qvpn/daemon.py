@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import os
 import random
 from collections import defaultdict
@@ -20,6 +21,7 @@ from keysource.alarm import Alarmed
 from keysource.base import Composed, KeySource
 from qvpn import __version__, privileged
 from qvpn.config.schema import Config, Peer, Policy
+from qvpn.config.units import HostPort
 from qvpn.control.agent import PeerAgent
 from qvpn.control.clockwatch import INTERVAL, ClockWatch, Sight
 from qvpn.control.endpoint import NoAddress, literal, resolve
@@ -43,6 +45,7 @@ from qvpn.observe import eventlog
 from qvpn.sitefiles import SiteFiles
 from qvpn.siteview import lane_view, peer_view, source_view
 from qvpn.status import SiteView
+from qvpn.transports.base import Transport
 from qvpn.tunnel.drops import DropReason, Drops
 from qvpn.tunnel.epoch import EpochRole
 from qvpn.wire.messages import Mode
@@ -55,6 +58,8 @@ _MODES = {
 RESTART = 1.0
 LOOK_AGAIN, LOOK_BLOCKED = 10.0, 2.0
 """Seconds between two looks at a blocked peer's address, and before the first one that was found."""
+TURN, LOOK_CARRIERS = 5.0, 1.0
+"""Seconds for each transport of a peer that cannot be reached, and between two looks at one that can."""
 
 
 class Daemon:
@@ -73,11 +78,13 @@ class Daemon:
         fit_mtu: Callable[[Sequence[int]], None] = lambda payloads: None,
         watch: ClockWatch | None = None,
         lanes: Sequence[LaneKit] = (),
+        transports: Mapping[str, Transport] | None = None,
     ) -> None:
         """``fit_mtu(payloads)`` gets the bytes that a datagram to each peer whose address is known can carry.
 
         ``watch`` looks for a wall clock that jumps and for a copied virtual machine.  ``lanes``: what the processes
         of the lanes beside this one get; their opener closes it.
+        ``transports``: those whose layers ``bind`` has, by name; UDP need not be among them.
         """
         self.site = site
         self.config: Config = site.config
@@ -90,6 +97,7 @@ class Daemon:
         self._clock = clock
         self._fit_mtu = fit_mtu
         self._watch = watch
+        self._transports = dict(transports or {})
         self._log = log if log is not None else eventlog.get_log(site=self.config.site.name)
         self._started = clock()
         self._random = randomness or Randomness(os.urandom, random.SystemRandom().random)
@@ -126,6 +134,8 @@ class Daemon:
         for peer in self.config.peer:
             self.agents[peer.name].start(wait_for_source=_needs_key(peer))
             self._spawn(partial(self._follow_endpoint, peer))
+            if len(peer.transport) > 1:
+                self._spawn(partial(self._follow_carriers, peer))
             if peer.name in self._feeds:
                 self._spawn(partial(self._follow_source, peer))
         if self._watch is not None:
@@ -199,8 +209,9 @@ class Daemon:
         )
         agent.feed = feed
         self.agents[peer.name] = agent
-        if peer.endpoint is not None and peer.endpoint.ip is not None:
-            agent.set_endpoint(literal(peer.endpoint))
+        agent.candidates = tuple(self._known_places(peer))
+        if agent.candidates:
+            agent.set_endpoint(agent.candidates[0])
 
     def _moved(self, peer: str, address: Address) -> None:
         self._gate.set_endpoint(peer, address)
@@ -259,25 +270,69 @@ class Daemon:
     # what goes on beside
 
     async def _follow_endpoint(self, peer: Peer) -> None:
-        """Look a peer's address up; again, and the next of several, as long as nothing comes through."""
-        if peer.endpoint is None:
+        """Look a peer's addresses up; again, and the next of several, as long as nothing comes through."""
+        places = self._places(peer)
+        if not places:
             return
         agent, turn, told = self.agents[peer.name], 0, ""
         while True:
-            if not agent.machine.live(self._clock()):
+            now = self._clock()
+            if not agent.machine.live(now) and not (len(peer.transport) > 1 and agent.machine.advances(now)):
                 try:
-                    found = await resolve(
-                        peer.endpoint,
-                        forbidden=[net for other in self.config.peer for net in other.allowed_ips],
-                        ipv6=self._bind.local.ip.version == 6,
-                    )
+                    agent.candidates = found = await self._look_up(peer, places)
                     agent.set_endpoint(found[turn % len(found)])
                     turn, told = turn + 1, ""
                 except NoAddress as error:
                     if str(error) != told:
                         told = str(error)
                         agent.log.warning("no address for the peer", reason=told)
-            await asyncio.sleep(LOOK_AGAIN if agent.endpoint is not None else LOOK_BLOCKED)
+            again = LOOK_AGAIN if len(peer.transport) == 1 else TURN
+            await asyncio.sleep(again if agent.endpoint is not None else LOOK_BLOCKED)
+
+    def _places(self, peer: Peer) -> list[tuple[str, HostPort]]:
+        """(transport, endpoint) for each transport of the peer that has one, the preferred first."""
+        own = ((name, peer.carriers[name].endpoint if name in peer.carriers else None) for name in peer.transport)
+        places = ((name, endpoint or peer.endpoint) for name, endpoint in own)
+        return [(name, endpoint) for name, endpoint in places if endpoint is not None]
+
+    def _known_places(self, peer: Peer) -> list[Address]:
+        """As many of them as need no look-up."""
+        places = self._places(peer)
+        return [self._reach(peer, name, literal(endpoint)) for name, endpoint in places if endpoint.ip is not None]
+
+    async def _look_up(self, peer: Peer, places: list[tuple[str, HostPort]]) -> tuple[Address, ...]:
+        """All addresses of a peer: the first of each transport, then the second of each.  Raises NoAddress."""
+        columns, problem = [], None
+        for name, endpoint in places:
+            try:
+                found = await resolve(
+                    endpoint,
+                    forbidden=[net for other in self.config.peer for net in other.allowed_ips],
+                    ipv6=self._bind.local.ip.version == 6,
+                )
+                columns.append([self._reach(peer, name, place) for place in found])
+            except NoAddress as error:
+                problem = error
+        if not columns and problem is not None:
+            raise problem
+        rows = itertools.zip_longest(*columns)
+        return tuple(place for row in rows for place in row if place is not None)
+
+    def _reach(self, peer: Peer, name: str, place: Address) -> Address:
+        transport, table = self._transports.get(name), peer.carriers.get(name)
+        if transport is None:
+            return place
+        return transport.reach(place, {} if table is None else table.options)
+
+    async def _follow_carriers(self, peer: Peer) -> None:
+        """Notice a transport that has stopped working, and a better one that works again."""
+        agent = self.agents[peer.name]
+        while True:
+            await asyncio.sleep(LOOK_CARRIERS)
+            stats = self._plane.stats(peer.name)
+            epoch = next((epoch for epoch in stats.epochs if epoch.role is EpochRole.CURRENT), None)
+            if epoch is not None:
+                agent.watch_carriers(epoch.receive_index, stats.last_received)
 
     async def _follow_clocks(self, watch: ClockWatch) -> None:
         """A copied machine must not use a counter that its original uses too; a jump is reason to ask the peer."""
@@ -392,6 +447,9 @@ class Daemon:
         verdict = self._gate.receive(datagram, address, self._clock())
         if isinstance(verdict, Complete):
             agent = self.agents[verdict.peer]
+            if not agent.carriers.allows(address):
+                agent.count(DropReason.HANDSHAKE_CARRIER)
+                return
             agent.count(agent.received(verdict.message_type, verdict.message, verdict.carrier))
         elif isinstance(verdict, Reply):
             self._plane.send_handshake([verdict.datagram], address)
@@ -427,6 +485,7 @@ class Daemon:
             send_errors=summed(self._bind.errors, self._lanes.send_errors),
             lanes=tuple(lane_view(state) for state in self._lanes.states()),
             queues=dataclasses.asdict(self._plane.queues),
+            carriers={name: counts for name, each in self._transports.items() if (counts := each.counts())},
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import signal
 import socket
 import time
@@ -25,7 +26,7 @@ from keysource.registry import open_source
 from qvpn import privileged
 from qvpn.config.checks import carries_ipv6, harvestable
 from qvpn.config.errors import ConfigError
-from qvpn.config.schema import MIN_MTU, MIN_MTU_IPV6, Config
+from qvpn.config.schema import MIN_MTU, MIN_MTU_IPV6, Config, Peer
 from qvpn.control.clockwatch import ClockWatch
 from qvpn.control.endpoint import literal
 from qvpn.control.mistakes import describe
@@ -35,14 +36,18 @@ from qvpn.dataplane import collector
 from qvpn.dataplane.loop import PacketLoop
 from qvpn.dataplane.plane import tunnel_mtu
 from qvpn.lanes.keeper import LaneKit
+from qvpn.netio.base import Address, Bind
 from qvpn.netio.errors import NetioError
 from qvpn.netio.tun import TunDevice
 from qvpn.netio.udp import FALLBACK_PAYLOAD, UdpBind
 from qvpn.observe import eventlog
 from qvpn.privileged import PrivilegedError
 from qvpn.sitefiles import SiteFiles, load_site
+from qvpn.transports.base import BadTransport, Transport, TransportContext
+from qvpn.transports.registry import factory, open_transport
 from qvpn.uapi import ControlServer
 
+_NOWHERE = Address(ipaddress.IPv4Address(0), 1)
 DEFAULT_PAYLOAD = 1500 - 48
 """UDP payload of an Ethernet path over IPv6, where no peer's address is known yet."""
 
@@ -53,11 +58,13 @@ def check(file: Path) -> list[str]:
     for source_name, made in open_sources(site).items():
         if isinstance(made, Checkable):
             _check_files(site.config, source_name, made)
+    transports = open_transports(site)
     lines = [f"{file}: fine", f'site "{site.config.site.name}": fingerprint {site.identity.public.readable}']
     for peer in site.config.peer:
         keys = site.peers[peer.name]
         source = "no key source" if peer.key_source is None else f"key source {peer.key_source}"
         lines.append(f'peer "{peer.name}": {peer.policy}, {source}, fingerprint {keys.public[0].readable}')
+    lines += [f"carrier {name}: {describe}" for name, each in transports.items() if (describe := _shown(each))]
     lines += [
         f"key source {name} ({table.type}): {harvestable(table)}" for name, table in site.config.key_source.items()
     ]
@@ -80,6 +87,50 @@ def open_sources(site: SiteFiles) -> dict[str, KeySource]:
     for name in site.config.key_source:
         _open_source(site.config, name, made, ())
     return made
+
+
+def open_transports(site: SiteFiles) -> dict[str, Transport]:
+    """Make every transport that a peer may use; nothing is opened yet.  Raises ConfigError that names the table."""
+    config = site.config
+    context = TransportContext(
+        base=config.folder,
+        state=config.path(config.site.state),
+        read_file=_reader(privileged.read_public),
+        read_secret=_reader(privileged.read_secret),
+        write_secret=_write_secret,
+        clock=privileged.boottime,
+        call_later=lambda seconds, callback: asyncio.get_running_loop().call_later(seconds, callback),
+        log=eventlog.get_log(site=config.site.name),
+    )
+    made: dict[str, Transport] = {}
+    for peer in config.peer:
+        for name in peer.transport:
+            table, own = config.carrier.get(name), peer.carriers.get(name)
+            where = f'[[peer]] "{peer.name}"'
+            try:
+                if name not in made:
+                    factory(name)
+                    where = f"[carrier.{name}]"
+                    made[name] = open_transport(name, {} if table is None else table.settings, context)
+                    where = f'[[peer]] "{peer.name}"'
+                made[name].reach(_NOWHERE, {} if own is None else own.options)
+            except BadTransport as error:
+                raise ConfigError(str(error), file=config.file, table=where, key=error.key) from None
+    if unused := sorted(set(config.carrier) - set(made)):
+        raise ConfigError("no peer uses this transport", file=config.file, table=f"[carrier.{unused[0]}]")
+    return made
+
+
+def _options(peer: Peer) -> dict[str, Any]:
+    """Of the preferred transport."""
+    table = peer.carriers.get(peer.transport[0])
+    return {} if table is None else table.options
+
+
+def _shown(transport: Transport) -> str:
+    """What an operator copies to the other site."""
+    fingerprint = getattr(transport, "fingerprint", None)
+    return "" if fingerprint is None else f"certificate with SHA-256 {fingerprint}"
 
 
 def doctor(file: Path) -> dict[str, list[dict[str, str]]]:
@@ -160,6 +211,13 @@ def _reader(read: Callable[[Path], bytes]) -> Callable[[Path], bytes]:
     return reader
 
 
+def _write_secret(path: Path, data: bytes) -> None:
+    try:
+        privileged.write_secret(path, data)
+    except PrivilegedError as error:
+        raise ValueError(str(error)) from None
+
+
 def run(file: Path) -> None:
     """Run the daemon until it is told to stop.
 
@@ -168,13 +226,14 @@ def run(file: Path) -> None:
     """
     site = load_site(file)
     sources = open_sources(site)
+    transports = open_transports(site)
     privileged.require_net_admin()
     privileged.no_core()
     eventlog.configure()
     with ExitStack() as stack:
         try:
-            daemon, control = _open(site, sources, stack)
-        except NetioError as error:
+            daemon, control = _open(site, sources, transports, stack)
+        except (NetioError, BadTransport) as error:
             raise PrivilegedError(str(error)) from None
         # Nothing is running yet: capabilities belong to threads, and later threads inherit the reduced set.
         privileged.drop_privileges(low_port=site.config.site.listen.port < 1024)
@@ -184,16 +243,25 @@ def run(file: Path) -> None:
         raise PrivilegedError(daemon.failure)
 
 
-def _open(site: SiteFiles, sources: dict[str, KeySource], stack: ExitStack) -> tuple[Daemon, socket.socket]:
+def _open(
+    site: SiteFiles, sources: dict[str, KeySource], transports: dict[str, Transport], stack: ExitStack
+) -> tuple[Daemon, socket.socket]:
     config = site.config
     state = config.path(config.site.state)
     stack.enter_context(contextlib.closing(privileged.StateFolder(state)))
-    bind = stack.enter_context(contextlib.closing(privileged.open_bind(config.site.listen)))
+    port = stack.enter_context(contextlib.closing(privileged.open_bind(config.site.listen)))
+    bind: Bind = port
+    for transport in transports.values():
+        bind = stack.enter_context(contextlib.closing(transport.over(bind)))
     more = config.tunnel.lanes - 1
     tun = stack.enter_context(contextlib.closing(privileged.open_tun(config.tunnel.interface, queues=more > 0)))
-    lanes = [stack.enter_context(contextlib.closing(_lane(tun, bind, number))) for number in range(1, more + 1)]
+    lanes = [stack.enter_context(contextlib.closing(_lane(tun, port, number))) for number in range(1, more + 1)]
     routes = [network for peer in config.peer for network in peer.allowed_ips]
-    places = [literal(peer.endpoint) for peer in config.peer if peer.endpoint is not None and peer.endpoint.ip]
+    places = [
+        transports[peer.transport[0]].reach(literal(peer.endpoint), _options(peer))
+        for peer in config.peer
+        if peer.endpoint is not None and peer.endpoint.ip
+    ]
     # A path whose MTU cannot be read (no route yet) says nothing; it is looked at when the tunnel runs.
     payloads = [payload for place in places if (payload := bind.max_payload(place)) != FALLBACK_PAYLOAD]
     mtu = tunnel_mtu_for(config, payloads)
@@ -214,7 +282,7 @@ def _open(site: SiteFiles, sources: dict[str, KeySource], stack: ExitStack) -> t
 
     readers = [stack.enter_context(contextlib.closing(reader)) for reader in privileged.open_generations()]
     watch = ClockWatch(privileged.boottime, time.time, [reader.generation for reader in readers])
-    return Daemon(site, tun, bind, sources, fit_mtu=fit, watch=watch, lanes=lanes), control
+    return Daemon(site, tun, bind, sources, fit_mtu=fit, watch=watch, lanes=lanes, transports=transports), control
 
 
 def _lane(tun: TunDevice, bind: UdpBind, number: int) -> LaneKit:

@@ -61,6 +61,9 @@ def peer_view(
         tun_refused=total.tun_refused,
         path=_path_view(agent.path, now),
         drops=summed(total.drops, record.drops.nonzero()),
+        carrier=None if agent.endpoint is None else agent.endpoint.carrier,
+        transports=peer.transport,
+        carrier_changes=record.carrier_changes,
         lanes=tuple(_peer_lane(number, lane) for number, lane in each.items()) if lanes else (),
     )
 

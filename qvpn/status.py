@@ -133,6 +133,11 @@ class PeerView:
     """None: the peer's address is not known."""
     drops: dict[str, int] = field(default_factory=dict)
     """Of all lanes, as the counters above."""
+    carrier: str | None = None
+    """Transport in use; None while the peer's address is not known."""
+    transports: tuple[str, ...] = ()
+    """What the configuration allows, the preferred one first."""
+    carrier_changes: int = 0
     lanes: tuple[PeerLaneView, ...] = ()
     """Each lane; none where there is only lane 0."""
 
@@ -178,6 +183,8 @@ class SiteView:
     """Processes of the lanes beside lane 0."""
     queues: dict[str, float] = field(default_factory=dict)
     """What waits, or waited, in front of the daemon's own packet path (lane 0), by the names of ``QueueStatus``."""
+    carriers: dict[str, dict[str, int]] = field(default_factory=dict)
+    """What each transport other than UDP counted."""
 
     def to_json(self) -> dict[str, object]:
         """Plain values for ``json.dumps``."""

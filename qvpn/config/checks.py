@@ -19,6 +19,7 @@ def check(config: Config) -> None:
     _networks(config)
     _mtu(config)
     _lane_ports(config)
+    _lanes_and_carriers(config)
     for peer in config.peer:
         _outer_addresses(config, peer)
         if peer.key_source is not None:
@@ -76,10 +77,20 @@ def _lane_ports(config: Config) -> None:
         )
 
 
+def _lanes_and_carriers(config: Config) -> None:
+    """A lane beside lane 0 has a UDP port of its own and nothing else."""
+    for peer in config.peer:
+        if config.tunnel.lanes > 1 and peer.transport != ("udp",):
+            raise _wrong(peer, "transport", 'more than one of [tunnel] lanes needs transport = "udp"')
+
+
 def _outer_addresses(config: Config, peer: Peer) -> None:
     """An address that the tunnel itself needs must not be routed into a tunnel."""
     if peer.endpoint is not None and peer.endpoint.ip is not None:
         _not_inside(config, peer.endpoint.ip, f'[[peer]] "{peer.name}"', "endpoint")
+    for carrier in peer.carriers.values():
+        if carrier.endpoint is not None and carrier.endpoint.ip is not None:
+            _not_inside(config, carrier.endpoint.ip, f'[[peer]] "{peer.name}"', "carriers")
     for name, table in config.key_source.items():
         for key, address in source_addresses(table):
             _not_inside(config, address, f"[key_source.{name}]", key)

@@ -106,8 +106,8 @@ def _place(location: tuple[int | str, ...], table: dict[str, Any]) -> tuple[str,
     head, rest = str(location[0]), location[1:]
     if head == "peer" and rest:
         return _peer_table(table, int(rest[0])), _key(rest[1:])
-    if head == "key_source" and rest:
-        return f"[key_source.{rest[0]}]", _key(rest[1:])
+    if head in ("key_source", "carrier") and rest:
+        return f"[{head}.{rest[0]}]", _key(rest[1:])
     if head in _TABLES:
         return (f"[[{head}]]" if head == "peer" else f"[{head}]"), _key(rest)
     return "", _key(location)

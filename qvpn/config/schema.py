@@ -167,6 +167,29 @@ class KeySourceTable(BaseModel):
         return dict(self.model_extra or {})
 
 
+class CarrierTable(BaseModel):
+    """``[carrier.NAME]``: settings of a transport for the whole site; the transport checks them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class PeerCarrier(BaseModel):
+    """``[peer.carriers.NAME]``: how one peer is reached by a transport; the transport checks the rest."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True, arbitrary_types_allowed=True)
+
+    endpoint: Endpoint | None = None
+    """Instead of the peer's."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
 class Peer(_Table):
     """``[[peer]]``: one other site."""
 
@@ -187,7 +210,9 @@ class Peer(_Table):
     """File with 32 bytes in base64."""
     initiate: Annotated[Initiate, _word(Initiate)] = Initiate.AUTO
     keepalive: Duration | None = None
-    transport: Literal["udp"] = "udp"
+    transport: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ("udp",)
+    """What the peer may be reached by, the preferred one first."""
+    carriers: dict[Name, PeerCarrier] = Field(default_factory=dict)
     allow_simulated: bool = False
     on_alarm: Annotated[OnAlarm, _word(OnAlarm)] = OnAlarm.FINISH_EPOCH
 
@@ -215,6 +240,13 @@ class Peer(_Table):
     def _rekey(cls, value: float) -> float:
         if not MIN_REKEY <= value <= MAX_REKEY:
             raise ValueError(f'{show_duration(value)} is outside "1s" to "1h"')
+        return value
+
+    @field_validator("transport")
+    @classmethod
+    def _transports(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError('name transports, each once, the preferred one first: ["udp", "quic"]')
         return value
 
     @field_validator("suites")
@@ -261,6 +293,8 @@ class Peer(_Table):
     def _needs(self) -> Peer:
         if self.policy is not Policy.PQC_ONLY and self.key_source is None:
             raise ValueError(f'key_source: policy "{self.policy}" needs the name of a [key_source.NAME] table')
+        if unused := sorted(set(self.carriers) - set(self.transport)):
+            raise ValueError(f"carriers: {unused[0]} is not among the peer's transports")
         if self.initiate is Initiate.ALWAYS and self.endpoint is None:
             raise ValueError('endpoint: initiate = "always" needs an address to start to')
         return self
@@ -273,6 +307,7 @@ class Config(_Table):
     site: Site
     tunnel: Tunnel = Tunnel()
     key_source: dict[Name, KeySourceTable] = Field(default_factory=dict)
+    carrier: dict[Name, CarrierTable] = Field(default_factory=dict)
     peer: Annotated[tuple[Peer, ...], BeforeValidator(_listed)] = ()
 
     _file: Path = PrivateAttr(default=Path("qvpn.toml"))
@@ -290,6 +325,10 @@ class Config(_Table):
     def path(self, value: str) -> Path:
         """A path written in the file."""
         return self.folder / value
+
+    def transports(self) -> list[str]:
+        """Every transport that a peer may be reached by, each once."""
+        return list(dict.fromkeys(name for peer in self.peer for name in peer.transport))
 
     def at(self, file: Path) -> Config:
         """The same configuration, read from ``file``."""

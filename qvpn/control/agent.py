@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from qvpn.config.schema import OnAlarm, Peer
+from qvpn.control.carriers import CarrierChoice, Move
 from qvpn.control.keyfeed import KeyFeed
 from qvpn.control.mistakes import describe
 from qvpn.control.pathprobe import PathPort, PathProber
@@ -84,6 +85,9 @@ class PeerAgent:
         self.record = PeerRecord()
         self.feed: KeyFeed | None = None
         self.endpoint: Address | None = None
+        self.carriers = CarrierChoice(peer.transport)
+        self.candidates: tuple[Address, ...] = ()
+        """Where the configuration says that the peer may be, the preferred transport first."""
         self._plane = plane
         self._clock = clock
         self.log = log
@@ -142,7 +146,10 @@ class PeerAgent:
         """The peer is to be reached there from now on."""
         if address == self.endpoint:
             return
-        self.log.info("endpoint", address=str(address), before=str(self.endpoint) if self.endpoint else None)
+        before = str(self.endpoint) if self.endpoint else None
+        if self.endpoint is not None and self.endpoint.carrier != address.carrier:
+            self.record.carrier_changes += 1
+        self.log.info("endpoint", address=str(address), by=address.carrier, before=before)
         self.endpoint = address
         self._plane.set_endpoint(self.peer.name, address)
         self.path.moved(address)
@@ -216,7 +223,8 @@ class PeerAgent:
         self.machine.first_record(receive_index, self._clock())
         if receive_index in self._agreed_cold:
             self._agreed_cold.discard(receive_index)
-            self.set_endpoint(address)
+            if self.carriers.allows(address):
+                self.set_endpoint(address)
         self.pump()
 
     def limit(self, receive_index: int) -> None:
@@ -225,7 +233,21 @@ class PeerAgent:
 
     def new_address(self, receive_index: int, address: Address) -> None:
         """The newest verified record came from elsewhere: ask there whether the peer gets what we send."""
-        self.log.info("peer seen at another address, probing", address=str(address))
+        move = self.carriers.seen(self.endpoint, address, self._clock())
+        if move is Move.ASK_THERE:
+            self.log.info("peer seen at another address, probing", address=str(address), by=address.carrier)
+            self.ask(receive_index, address)
+        elif move is Move.ASK_HERE and self.endpoint is not None:
+            self.ask(receive_index, self.endpoint)
+
+    def watch_carriers(self, receive_index: int, heard: float | None) -> None:
+        """Ask whether the transport in use works, and whether a better one does.  Once a second, under the epoch that
+        is sent on; ``heard``: when a record of the peer verified last."""
+        for address in self.carriers.to_ask(self.endpoint, self.candidates, heard, self._clock()):
+            self.ask(receive_index, address)
+
+    def ask(self, receive_index: int, address: Address) -> None:
+        """Send a PROBE there; its answer makes that the endpoint."""
         now, challenge = self._clock(), self._random(_PROBE_BYTES)
         self._probes = {place: probe for place, probe in self._probes.items() if now < probe[2]}
         self._probes[address] = (challenge, receive_index, now + PROBE_LIFE)
@@ -245,6 +267,8 @@ class PeerAgent:
         if epoch != receive_index or self._clock() >= ends or not hmac.compare_digest(challenge, body):
             return DropReason.HANDSHAKE_STATE
         del self._probes[address]
+        if address == self.endpoint:
+            self.carriers.answered(self._clock())
         self.set_endpoint(address)
         return None
 

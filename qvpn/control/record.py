@@ -12,6 +12,7 @@ class PeerRecord:
 
     def __init__(self) -> None:
         self.failures = 0
+        self.carrier_changes = 0
         self.alarms = 0
         self.last_failure: str | None = None
         self.last_alarm: str | None = None

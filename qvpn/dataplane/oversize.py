@@ -42,7 +42,7 @@ class Oversize:
         ``packet``: one plain packet behind its virtio header, too long for the peer's path.
         """
         inner, mtu = packet[VNET_HEADER:], peer.inner_mtu
-        cut_outside = peer.endpoint is not None and peer.endpoint.ip.version == 4
+        cut_outside = peer.endpoint is not None and peer.endpoint.cuts
         if inner[0] >> 4 == 4:
             if not _U16.unpack_from(inner, 6)[0] & _DONT_FRAGMENT and mtu >= ip.header_length(inner, 0) + 8:
                 return [memoryview(part) for part in fragments(packet, mtu)], False

@@ -389,10 +389,14 @@ class PeerHandshake:
     def _preferred(self) -> bool:
         return self.parameters.initiate is Initiate.AUTO and self.parameters.preferred
 
-    def _moves(self, now: float) -> bool:
-        """Our own attempt had an authenticated reply in the last 3 s, and we are preferred."""
+    def advances(self, now: float) -> bool:
+        """Our own attempt had an authenticated reply in the last 3 s."""
         reply = self._attempt.last_reply if self._attempt is not None else None
-        return self._preferred() and self._endpoint and reply is not None and now - reply < timers.MOVES
+        return reply is not None and now - reply < timers.MOVES
+
+    def _moves(self, now: float) -> bool:
+        """Our own attempt advances, and we are preferred."""
+        return self._preferred() and self._endpoint and self.advances(now)
 
     def _yields(self) -> bool:
         return self.parameters.initiate is Initiate.AUTO and not self.parameters.preferred

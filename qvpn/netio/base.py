@@ -28,6 +28,16 @@ class Address:
     port: int
     scope: int = 0
 
+    @property
+    def carrier(self) -> str:
+        """Name of the transport that datagrams to this address go by (entry points ``qvpn.transports``)."""
+        return "udp"
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a datagram that is too long for the path still arrives, if sent with ``send_fragmentable``."""
+        return self.ip.version == 4
+
     def __str__(self) -> str:
         if self.ip.version == 4:
             return f"{self.ip}:{self.port}"
@@ -85,7 +95,12 @@ class Tun(Protocol):
 
 
 class Bind(Protocol):
-    """Where outer datagrams go and come from."""
+    """Where outer datagrams go and come from.
+
+    Datagrams may be lost, doubled and reordered, never altered in length or joined: what was given to one send comes
+    out of one :class:`Received` as segments of the same bytes.  :mod:`qvpn.transports.conformance` checks an
+    implementation; ``qvpn/transports/README.md`` says how to write one.
+    """
 
     def receive_batch(self, limit: int, descriptor: int = -1) -> list[Received]:
         """What has arrived, at most ``limit`` receives; fewer: nothing more waits.
@@ -130,7 +145,7 @@ class Bind(Protocol):
         """Descriptors for the event loop; none for a twin."""
 
     def on_readable(self, callback: Callable[[], None] | None) -> None:
-        """Only for twins without a descriptor: called when datagrams wait."""
+        """Called when datagrams wait although no descriptor is readable: twins, and what a layer has kept."""
 
     def on_filenos(self, callback: Callable[[], None] | None) -> None:
         """Called after the set of :meth:`filenos` changed, and before a descriptor that left it is closed."""

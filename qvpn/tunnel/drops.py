@@ -41,6 +41,7 @@ class DropReason(enum.StrEnum):
     HANDSHAKE_BUDGET = "handshake_budget"  # more trials or half-open attempts than allowed
     HANDSHAKE_STATE = "handshake_state"  # well formed, but not wanted in this state
     HANDSHAKE_AUTHENTICATION = "handshake_authentication"  # AEAD or signature does not verify
+    HANDSHAKE_CARRIER = "handshake_carrier"  # came by a transport that the configuration does not allow for the peer
     CONTROL_MALFORMED = "control_malformed"  # a control record that does not parse
 
 

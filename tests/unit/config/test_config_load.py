@@ -105,6 +105,7 @@ def test_every_further_name_is_known() -> None:
 
 
 PEER = 'site/qvpn.toml: [[peer]] "bob" '
+TRANSPORTS = 'transport: name transports, each once, the preferred one first: ["udp", "quic"]'
 WORDS = [
     # (old text, new text, the whole complaint)
     ("version = 1", "version = 2", "site/qvpn.toml: version: this program reads version 1, not 2"),
@@ -236,7 +237,9 @@ WORDS = [
         'initiate = "always"',
         PEER + 'endpoint: initiate = "always" needs an address to start to',
     ),
-    ('"60s"', '"60s"\ntransport = "quic"', PEER + 'transport: this version speaks only "udp"'),
+    ('"60s"', '"60s"\ntransport = []', PEER + TRANSPORTS),
+    ('"60s"', '"60s"\ntransport = ["udp", "udp"]', PEER + TRANSPORTS),
+    ('"60s"', '"60s"\ncarriers.quic.pin = ""', PEER + "carriers: quic is not among the peer's transports"),
     ('"60s"', '"60s"\nallow_simulated = "yes"', PEER + "allow_simulated: write true or false"),
     ('"60s"', '"60s"\nkeepalive = "0s"', PEER + 'keepalive: 0s is outside "1s" to "1h"'),
     (

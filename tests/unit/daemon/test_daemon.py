@@ -61,14 +61,14 @@ def test_status_has_its_schema(play: Play) -> None:
         assert status["schema"] == 1
         assert set(status) == {
             *("schema", "site", "pid", "version", "uptime", "fingerprint", "listen", "interface", "mtu", "peers"),
-            *("key_sources", "drops", "send_errors", "lanes", "queues"),
+            *("key_sources", "drops", "send_errors", "lanes", "queues", "carriers"),
         }
         assert set(status["peers"][0]) == {
             *("name", "state", "policy", "fingerprint", "endpoint", "key_source", "epoch", "simulated"),
             *("last_handshake", "rekeys", "epochs", "keys_used", "handshake_seconds", "failures", "last_failure"),
             *("alarms", "last_alarm", "sent_packets", "sent_bytes", "received_packets", "received_bytes"),
             *("last_received", "drops", "opened", "marked", "source_checks", "tun_writes", "tun_refused", "lanes"),
-            "path",
+            *("path", "carrier", "transports", "carrier_changes"),
         }
         assert set(status["peers"][0]["epoch"]) == {
             *("number", "state", "role", "age", "hard_end_in", "next_rekey_in", "origin", "key_id_hash", "simulated"),

@@ -1,0 +1,38 @@
+"""Addresses that are reached over QUIC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from qvpn.netio.base import Address
+
+
+@dataclass(frozen=True, slots=True)
+class QuicAddress(Address):
+    """A UDP address whose datagrams travel in a QUIC connection.  Never equal to the plain address."""
+
+    dial: bool = field(default=False, compare=False)
+    """It stands in the configuration, so a connection to it may be opened; others are answered only."""
+    server_name: str | None = field(default=None, compare=False)
+    """What the TLS client asks for (SNI)."""
+    pin: bytes | None = field(default=None, compare=False)
+    """SHA-256 of the only certificate that the other end may show."""
+
+    @property
+    def carrier(self) -> str:
+        return "quic"
+
+    @property
+    def cuts(self) -> bool:
+        """A record that is too long is split over two DATAGRAM frames, on IPv6 as on IPv4."""
+        return True
+
+    @property
+    def place(self) -> Address:
+        """Where its UDP datagrams go."""
+        return Address(self.ip, self.port, self.scope)
+
+
+def over_quic(place: Address) -> QuicAddress:
+    """The address of whoever speaks QUIC to us from there."""
+    return QuicAddress(place.ip, place.port, place.scope)

@@ -1,0 +1,212 @@
+"""One QUIC connection, without I/O: datagrams of ours in, UDP datagrams out, and back.
+
+aioquic's :class:`QuicConnection` does the protocol.  Of its insides four are used, all checked by the tests: the list
+of pending DATAGRAM frames is replaced by our bounded queue, the size of the packets it builds is set before each
+building, the pacer is replaced by one for batches, and the certificate that the peer showed is read for the pin.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any, cast
+
+from aioquic.quic import events
+from aioquic.quic.connection import QuicConnection
+
+from qvpn.netio.base import Address
+from qvpn.transports.quic.address import QuicAddress, over_quic
+from qvpn.transports.quic.certificate import fingerprint
+from qvpn.transports.quic.parts import PART, PARTS, Joiner, Splitter
+from qvpn.transports.quic.queue import DatagramQueue
+
+OVERHEAD = 30
+"""Of a UDP datagram with one DATAGRAM frame: header 1 + 8 + 2, tag 16, frame 3 (RFC 9000 17.3, RFC 9221 4)."""
+
+LEAST_PACKET = 1200
+EVERYWHERE = LEAST_PACKET - OVERHEAD
+"""Bytes of the longest frame that every QUIC path carries."""
+
+SILENT = 4.0
+"""Seconds without any answer to what we sent, after which a connection is taken for dead."""
+
+# Strangers' mistakes are counted, not logged one by one.
+logging.getLogger("quic").addHandler(logging.NullHandler())
+logging.getLogger("quic").propagate = False
+
+
+class BatchPacer:
+    """In the place of aioquic's pacer, which lets 16 packets go at once and then wants a timer for each.
+
+    A TUN hands over up to 64 packets at a time and loops have a millisecond's resolution, so bursts of that length
+    are allowed; the rate over a few milliseconds is the congestion window per round trip (RFC 9002, 7.7).
+    """
+
+    BURST = 64
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._tokens = float(self.BURST)
+        self._at = 0.0
+        self._rate = 0.0
+        """Packets per second; 0: not known yet."""
+
+    def next_send_time(self, now: float) -> float | None:
+        if not self._rate:
+            return None
+        self._tokens = min(float(self.BURST), self._tokens + max(0.0, now - self._at) * self._rate)
+        self._at = now
+        if self._tokens >= 1:
+            return None
+        return now + max(0.001, min(self.BURST / 4, 8) / self._rate)
+
+    def update_after_send(self, now: float) -> None:
+        self._tokens -= 1
+
+    def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:
+        self._rate = 1.25 * congestion_window / max(smoothed_rtt, 1e-4) / self._size
+
+
+class Link:
+    """A connection, as client or as server."""
+
+    def __init__(self, quic: QuicConnection, address: QuicAddress, now: float, errors: Counter[str]) -> None:
+        self.quic = quic
+        self.address = address
+        self.since = now
+        self.queue = DatagramQueue()
+        self.inbox: list[bytes] = []
+        """Datagrams of ours that came in, to be taken by whoever called :meth:`receive`."""
+        self.up = False
+        """The TLS handshake is over, and the pin, if any, fits."""
+        self.ended = False
+        self.kept = False
+        """Somebody wants it: it ends by itself only when it is dead."""
+        self.cids: set[bytes] = set()
+        self.aliases: deque[Address] = deque(maxlen=4)
+        """Where it was before."""
+        self.timer: Any = None
+        self.due = float("inf")
+        self.last_heard = now
+        self._unanswered: float | None = None
+        self._errors = errors
+        self._splitter, self._joiner = Splitter(), Joiner()
+        inside = cast(Any, quic)
+        inside._datagrams_pending = self.queue
+        inside._loss._pacer = BatchPacer(LEAST_PACKET)
+
+    @property
+    def client(self) -> bool:
+        """We opened it."""
+        return self.address.dial
+
+    # sending
+
+    def put(self, datagram: bytes, now: float, *, urgent: bool = False) -> bool:
+        """Queue one datagram; False, and counted, if there is no room for it."""
+        if self.queue.put(datagram, now, urgent=urgent):
+            return True
+        self._errors["quic_queue_full"] += 1
+        return False
+
+    def put_in_parts(self, datagram: bytes, now: float, most: int) -> bool:
+        """As :meth:`put`, but what is longer than every QUIC path carries goes as two."""
+        if len(datagram) <= EVERYWHERE:
+            return self.put(datagram, now, urgent=True)
+        parts = self._splitter.split(datagram)
+        if len(parts[0]) > most:
+            self._errors["EMSGSIZE"] += 1
+            return False
+        return all(self.put(part, now, urgent=True) for part in parts)
+
+    def outgoing(self, now: float) -> list[tuple[bytes, Address]]:
+        """UDP datagrams to send now."""
+        if self.up:
+            stale = self.queue.drop_stale(now)
+            if stale:
+                self._errors["quic_stale"] += stale
+        inside = cast(Any, self.quic)
+        inside._max_datagram_size = max(LEAST_PACKET, self.queue.longest + OVERHEAD if self.queue else 0)
+        waiting = bool(self.queue)
+        found = cast(list[tuple[bytes, Address]], self.quic.datagrams_to_send(now))
+        if waiting and found and self._unanswered is None:
+            self._unanswered = now
+        return found
+
+    # receiving
+
+    def receive(self, data: bytes, place: Address, now: float) -> None:
+        """One UDP datagram.  What was in it is in :attr:`inbox` then."""
+        before = self.quic._close_at
+        self.quic.receive_datagram(data, place, now)
+        if self.quic._close_at is not before:  # a packet verified, for the idle timeout starts anew then
+            self.last_heard, self._unanswered = now, None
+        self.take_events()
+
+    def take_events(self) -> None:
+        """What happened in the connection."""
+        while (event := self.quic.next_event()) is not None:
+            handler = _HANDLERS.get(type(event))
+            if handler is not None:
+                handler(self, event)
+
+    def _arrived(self, event: events.DatagramFrameReceived) -> None:
+        data = event.data
+        if not data:
+            self._errors["quic_empty"] += 1
+        elif data[0] != PART:
+            self.inbox.append(data)
+        elif (whole := self._joiner.join(data)) is not None:
+            self.inbox.append(whole)
+
+    def _completed(self, event: events.HandshakeCompleted) -> None:
+        pin = self.address.pin
+        if pin is not None:
+            shown = cast(Any, self.quic).tls._peer_certificate
+            if shown is None or fingerprint(shown) != pin:
+                self._errors["quic_pin"] += 1
+                self.close()
+                return
+        self.up = True
+
+    def _terminated(self, event: events.ConnectionTerminated) -> None:
+        self.ended = True
+
+    def _issued(self, event: events.ConnectionIdIssued) -> None:
+        self.cids.add(event.connection_id)
+
+    def _retired(self, event: events.ConnectionIdRetired) -> None:
+        self.cids.discard(event.connection_id)
+
+    # life
+
+    def dead(self, now: float) -> bool:
+        """Ended, or nobody answers."""
+        return self.ended or (self._unanswered is not None and now - self._unanswered > SILENT)
+
+    def moved(self) -> bool:
+        """Take the other end's new address over, if it has one."""
+        place = self.quic.get_peer_address()
+        if place is None or place == self.address.place or self.client:
+            return False
+        self.aliases.append(self.address.place)
+        self.address = over_quic(place)
+        return True
+
+    def close(self) -> None:
+        """Tell the other end; :meth:`outgoing` has the datagram."""
+        self.queue.clear()
+        self.up = False
+        self.quic.close()
+
+
+_HANDLERS: dict[type, Callable[[Link, Any], None]] = {
+    events.DatagramFrameReceived: Link._arrived,
+    events.HandshakeCompleted: Link._completed,
+    events.ConnectionTerminated: Link._terminated,
+    events.ConnectionIdIssued: Link._issued,
+    events.ConnectionIdRetired: Link._retired,
+}
+
+__all__ = ["EVERYWHERE", "OVERHEAD", "PARTS", "Link"]
