@@ -91,6 +91,9 @@ class Layer:
     def receive_batch(self, limit: int, descriptor: int = -1) -> list[Received]:
         return self.lower.receive_batch(limit, descriptor)
 
+    def watch_waits(self, descriptor: int, on: bool) -> None:
+        self.lower.watch_waits(descriptor, on)
+
     def send_batch(self, datagrams: Sequence[memoryview], address: Address) -> int:
         return self.lower.send_batch(datagrams, address)
 

@@ -122,13 +122,13 @@ class QuicBind(Layer):
             start = place * segment
             data = buffer[start : min(start + segment, length)]
             if not is_quic:
-                batch.append(Received(data, len(data), len(data), received.address, received.ecn))
+                batch.append(Received(data, len(data), len(data), received.address, received.ecn, received.waited))
             elif (link := self._packet(bytes(data), received.address, now)) is not None:
                 touched[id(link)] = link
                 if len(link.inbox) >= MOST_DATAGRAMS:
-                    self._deliver(link, batch)
+                    self._deliver(link, batch, received.waited)
         for link in touched.values():
-            self._deliver(link, batch)
+            self._deliver(link, batch, received.waited)
 
     def _packet(self, data: bytes, place: Address, now: float) -> Link | None:
         """Give one QUIC packet to its connection, or make one."""
@@ -145,7 +145,7 @@ class QuicBind(Layer):
             self._register(link)
         return link
 
-    def _deliver(self, link: Link, batch: list[Received]) -> None:
+    def _deliver(self, link: Link, batch: list[Received], waited: float) -> None:
         """What a connection brought, equal lengths side by side, as the kernel does with UDP."""
         inbox, link.inbox = link.inbox, []
         first = 0
@@ -158,7 +158,7 @@ class QuicBind(Layer):
             whole = b"".join(inbox[first:end])
             buffer = self._buffer()
             buffer[: len(whole)] = whole
-            batch.append(Received(buffer, len(whole), size, link.address))
+            batch.append(Received(buffer, len(whole), size, link.address, waited=waited))
             first = end
 
     def _buffer(self) -> memoryview:
