@@ -6,13 +6,16 @@ TCP superpackets never come here, for they are cut smaller where they are sealed
 - while the path is being searched, and so its size is not final, a packet goes as it is, in an outer datagram that
   the network may cut: an answer now would be remembered by its sender for minutes;
 - IPv6 of up to 1280 bytes goes like this at all times, for IPv6 senders need not send less (RFC 8200, 5);
-- outside over IPv6 nothing can be cut on the way, nor does Linux cut what fits its first link: then the first are
-  dropped without an answer, and of the second the sender is told the truth, though it may not heed it;
+- outside over IPv6 nothing can be cut on the way, nor does Linux cut what fits its first link: then IPv6 packets of
+  up to 1280 bytes are fragmented inside, in their sender's name.  RFC 8200 leaves that to the sender, but the only
+  other way is to lose them, and whoever gets the fragments joins them (:func:`fragments6`).  Longer ones are dropped
+  without an answer while the path is searched;
 - all else is dropped, counted as ``too_big``, and its sender is told (:mod:`qvpn.dataplane.toobig`).
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 
@@ -28,6 +31,13 @@ IPV6_LEAST = 1280
 _DONT_FRAGMENT, _MORE = 0x4000, 0x2000
 _COPIED = 0x80
 _U16 = struct.Struct(">H")
+_FRAGMENT = struct.Struct(">BBH4s")
+"""Next header, reserved, offset and flags, identification."""
+_NEXT = 6
+_HOP_BY_HOP, _ROUTING, _OPTIONS = 0, 43, 60
+_EXTENSIONS = (_HOP_BY_HOP, _ROUTING, _OPTIONS)
+_PER_FRAGMENT = (_HOP_BY_HOP, _ROUTING)
+"""Routers read these, so each fragment has them, with all before them."""
 
 
 class Oversize:
@@ -50,6 +60,8 @@ class Oversize:
             mtu = max(mtu, IPV6_LEAST)
         elif cut_outside:
             return [packet], True
+        elif parts := fragments6(packet, mtu, os.urandom(4)):
+            return [memoryview(part) for part in parts], False
         if peer.provisional and cut_outside:
             return [packet], True
         peer.drops.count(DropReason.TOO_BIG)
@@ -91,6 +103,59 @@ def fragments(packet: memoryview, mtu: int) -> list[bytes]:
             head = _later_head(head)
         done += size
     return parts
+
+
+def fragments6(packet: memoryview, mtu: int, identification: bytes) -> list[bytes]:
+    """An IPv6 packet in fragments of at most ``mtu`` bytes (RFC 8200, 4.5), each behind an empty virtio header.
+
+    ``identification``: four bytes that nobody can guess (RFC 7739); a packet that is a fragment already is cut
+    smaller and keeps its own.  Empty where its headers are malformed, or leave no room.  A checksum that was left to
+    the network card is finished first.
+    """
+    whole = bytearray(packet)
+    if whole[0] == NEEDS_CSUM:
+        _finish_checksum(whole)
+    inner = memoryview(whole)[VNET_HEADER:]
+    place, following = _before_fragment(inner)
+    room = (mtu - place - _FRAGMENT.size) & ~7
+    if not place or room < 8:
+        return []
+    first, more, rest = 0, 0, inner[place:]
+    if inner[following] == ip.FRAGMENT:
+        if len(rest) < _FRAGMENT.size:
+            return []
+        kind, _, field, identification = _FRAGMENT.unpack_from(rest)
+        first, more, rest = field & ~7, field & 1, rest[_FRAGMENT.size :]
+    else:
+        kind = inner[following]
+    head = bytearray(inner[:place])
+    head[following] = ip.FRAGMENT
+    parts = []
+    for start in range(0, len(rest), room):
+        piece = rest[start : start + room]
+        last = start + room >= len(rest)
+        _U16.pack_into(head, 4, place - ip.IPV6_HEADER + _FRAGMENT.size + len(piece))
+        field = first + start | (more if last else 1)
+        parts.append(bytes(VNET_HEADER) + head + _FRAGMENT.pack(kind, 0, field, identification) + piece)
+    return parts
+
+
+def _before_fragment(inner: memoryview) -> tuple[int, int]:
+    """(where a fragment header has its place, where the header before it names what follows); (0, 0): malformed.
+
+    Before it stand hop-by-hop options, and a routing header with the options in front of that (RFC 8200, 4.1, 4.5).
+    """
+    place, following = ip.IPV6_HEADER, _NEXT
+    end, named = ip.IPV6_HEADER, _NEXT
+    while inner[named] in _EXTENSIONS:
+        if end + 8 > len(inner):
+            return 0, 0
+        kind, here = inner[named], end
+        end += 8 * (inner[here + 1] + 1)
+        named = here
+        if kind in _PER_FRAGMENT:
+            place, following = end, named
+    return (place, following) if end <= len(inner) else (0, 0)
 
 
 def _headed(head: bytes, size: int, field: int) -> bytes:
