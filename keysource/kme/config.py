@@ -52,7 +52,7 @@ store = "state/kme.sqlite"               # in a folder of its own, mode 0700
 # unauthenticated_connections = 1024     # of a listener, that have not shown a certificate yet
 # unauthenticated_per_address = 256      # of those, from one IPv4 address or one IPv6 /64
 # handshake_timeout = 10.0               # seconds that TLS may take until the certificate is there
-# connections_per_sae = 64               # that one SAE (or other KME) may have open at a listener
+# connections_per_sae = 128              # that one SAE (or other KME) may have open at a listener
 
 [[peer_kme]]
 id = "kme-bob"                           # the common name of its certificate
@@ -142,7 +142,7 @@ class Limits(_Table):
     unauthenticated_connections: int = Field(default=1024, ge=8, le=65_536)
     unauthenticated_per_address: int = Field(default=256, ge=4, le=65_536)
     handshake_timeout: float = Field(default=10.0, ge=0.5, le=60, strict=False)
-    connections_per_sae: int = Field(default=64, ge=1, le=4096)
+    connections_per_sae: int = Field(default=128, ge=1, le=4096)
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Limits:

@@ -77,6 +77,7 @@ class Listener:
         """Connections of a name that has its fill already: they are told so."""
         self._busy: set[_Connection] = set()
         """Connections that are at a request."""
+        self._answered: set[_Connection] = set()
         self._told = -_TELL_EVERY
 
     async def open(self) -> None:
@@ -205,13 +206,16 @@ class Listener:
         there = set(self._open())
         self._names = {other: its for other, its in self._names.items() if other in there}
         self._crowd &= there
+        self._answered &= there
         mine = [other for other, its in self._names.items() if its == name]
         self._names[connection] = name
         bound = self._limits().connections_per_sae
         if len(mine) < bound:
             return
         self.turned.crowded += 1
-        idle = next((other for other in mine if other not in self._busy), None)
+        at_rest = [other for other in mine if other not in self._busy]
+        # one that has been answered before is less likely to have a request under way than one that is new
+        idle = next((other for other in at_rest if other in self._answered), next(iter(at_rest), None))
         if idle is not None:
             idle.force_close()
             del self._names[idle]
@@ -253,6 +257,7 @@ class Listener:
             return _later("nobody is there to read this")
         finally:
             self._busy.discard(request.protocol)
+            self._answered.add(request.protocol)
 
 
 def _later(message: str) -> web.Response:
