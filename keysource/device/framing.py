@@ -36,7 +36,9 @@ op             fields                                      meaning
 =============  ==========================================  ==================================================
 ``block``      ``block``, ``count``; trailer = count x 32  new keys: key ``i`` has the key_ID
                                                            ``derive_key_id(link, block, i)`` and the owner
-                                                           ``owner.of(i)``
+                                                           ``owner.of(i)``.  May have ``origin``, ``hops`` and
+                                                           ``paths`` (lists of node names) where the block differs
+                                                           from ``hello``: relayed keys do
 ``void``       ``before``                                  the other end does not have blocks below this number:
                                                            erase what is unused of them
 ``alarm``      ``active``, ``kind`` (``qber | monitor |    raised or cleared; while active the device delivers

@@ -109,11 +109,50 @@ class DeviceStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockFacts:
+    """What one block is, where that differs from block to block: relayed keys come now this way, now that."""
+
+    origin: Origin
+    hops: int
+    """Trusted nodes on the longest of the paths."""
+    paths: tuple[tuple[str, ...], ...] = ()
+    """Names of the nodes of each path, both ends included."""
+
+    def fields(self) -> dict[str, Any]:
+        return {"origin": self.origin.value, "hops": self.hops, "paths": self.paths}
+
+    @classmethod
+    def from_untrusted(cls, header: Mapping[str, Any]) -> BlockFacts | None:
+        """None where the block says nothing of itself."""
+        if "origin" not in header:
+            return None
+        try:
+            origin = Origin(text_untrusted(header, "origin"))
+        except ValueError:
+            raise BadAnswer("a device block of an unknown origin") from None
+        paths = header.get("paths", [])
+        if not isinstance(paths, list) or len(paths) > _MOST_PATHS:
+            raise BadAnswer("a device block whose paths are no list")
+        return cls(origin, number_untrusted(header, "hops", 255), tuple(_path_untrusted(path) for path in paths))
+
+
+_MOST_PATHS, _MOST_NODES = 16, 258
+
+
+def _path_untrusted(path: object) -> tuple[str, ...]:
+    if not isinstance(path, list) or len(path) > _MOST_NODES:
+        raise BadAnswer("a device block with a path that is no list of names")
+    return tuple(text_untrusted({"op": "block", "path": node}, "path") for node in path)
+
+
+@dataclass(frozen=True, slots=True)
 class BlockEvent:
     """New keys: key ``i`` is ``keys[32 * i : 32 * i + 32]``.  Whoever takes it wipes it."""
 
     block: int
     keys: bytearray = field(repr=False)
+    facts: BlockFacts | None = None
+    """None: what ``hello`` says holds for this block too."""
 
     @property
     def count(self) -> int:
@@ -147,7 +186,8 @@ def event_untrusted(frame: Frame) -> Event | None:
             count = number_untrusted(header, "count", 2**32)
             if not frame.trailer or len(frame.trailer) != count * KEY_BYTES:
                 raise BadAnswer(f"device block of {count} keys with {len(frame.trailer)} bytes")
-            return BlockEvent(number_untrusted(header, "block", MAX_BLOCK), frame.trailer)
+            facts = BlockFacts.from_untrusted(header)
+            return BlockEvent(number_untrusted(header, "block", MAX_BLOCK), frame.trailer, facts)
         case "void":
             return VoidEvent(number_untrusted(header, "before", MAX_BLOCK + 1))
         case "alarm":

@@ -31,7 +31,15 @@ from typing import Any, Protocol
 
 from keysource.base import KEY_BYTES, derive_key_id, wipe
 from keysource.device.framing import VERSION, Decoder, Frame, encode
-from keysource.device.messages import ALARM_KINDS, MAX_BLOCK, STATES, DeviceInfo, DeviceStatus, number_untrusted
+from keysource.device.messages import (
+    ALARM_KINDS,
+    MAX_BLOCK,
+    STATES,
+    BlockFacts,
+    DeviceInfo,
+    DeviceStatus,
+    number_untrusted,
+)
 from keysource.errors import BadAnswer, KeySourceError
 from keysource.sockets import path_mistake
 
@@ -88,15 +96,20 @@ def bind_private(path: Path) -> socket.socket:
 class _Block:
     """One held block.  ``key_ids`` is built when ``get`` first asks: most devices are only subscribed to."""
 
-    def __init__(self, number: int, keys: bytearray) -> None:
+    def __init__(self, number: int, keys: bytearray, facts: BlockFacts | None) -> None:
         self.number = number
         self.keys = keys
+        self.facts = facts
         self.sent = False
         self._positions: dict[str, int] | None = None
 
     @property
     def count(self) -> int:
         return len(self.keys) // KEY_BYTES
+
+    def header(self) -> dict[str, Any]:
+        facts = self.facts.fields() if self.facts else {}
+        return {"op": "block", "block": self.number, "count": self.count, **facts}
 
     @property
     def touched(self) -> bool:
@@ -183,8 +196,9 @@ class DeviceServer:
     def holds(self, block: int) -> bool:
         return block in self._blocks
 
-    def publish(self, block: int, keys: bytearray | bytes) -> None:
-        """Deliver a block of ``len(keys) / 32`` keys.  A bytearray is taken over and wiped later.
+    def publish(self, block: int, keys: bytearray | bytes, facts: BlockFacts | None = None) -> None:
+        """Deliver a block of ``len(keys) / 32`` keys.  A bytearray is taken over and wiped later.  ``facts``: where
+        the block is something else than ``hello`` says.
 
         Raises:
             ValueError: a block number that does not ascend, or not a whole number of keys.
@@ -197,7 +211,7 @@ class DeviceServer:
         if len(keys) // KEY_BYTES > self.room():
             raise BufferError("the device holds as many keys as it may; nobody takes them")
         self._next_block = block + 1
-        self._blocks[block] = _Block(block, keys if isinstance(keys, bytearray) else bytearray(keys))
+        self._blocks[block] = _Block(block, keys if isinstance(keys, bytearray) else bytearray(keys), facts)
         self._wake()
 
     def void(self, before: int) -> None:
@@ -407,7 +421,7 @@ class _Client:
                 while block := self._device.next_to_send(self._first):
                     block.sent = True
                     self._first = block.number + 1
-                    self.send({"op": "block", "block": block.number, "count": block.count}, block.keys)
+                    self.send(block.header(), block.keys)
                     await self._writer.drain()
                 await self.wake.wait()
 

@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
 from keysource.base import wipe
 from keysource.device.client import DeviceClient, follow
-from keysource.device.messages import AlarmEvent, BlockEvent, Event, VoidEvent
+from keysource.device.messages import AlarmEvent, BlockEvent, BlockFacts, Event, VoidEvent
 from keysource.errors import KeySourceError, Unavailable
 from keysource.kme import crashpoints
 from keysource.kme.site import Site
@@ -88,15 +89,19 @@ class Feed:
         if row is None:
             raise Unavailable("a block before hello")
         crashpoints.at("block.received")
+        facts = event.facts or BlockFacts(row.origin, row.hops)
+        labelled = replace(row, origin=facts.origin, hops=facts.hops)
         try:
-            new = await self._site.db(lambda store: store.add_block(row, event.block, event.keys))
+            new = await self._site.db(lambda store: store.add_block(labelled, event.block, event.keys))
         finally:
             wipe(event.keys)
         self._link.row = await self._site.db(lambda store: store.link(self._peer))
         await device.ack(event.block)
         crashpoints.at("block.acknowledged")
         if new:
-            log.info("block stored", peer=self._peer, block=event.block, keys=event.count)
+            told = {"hops": facts.hops, "paths": facts.paths} if event.facts else {}
+            self._link.hops, self._link.paths = facts.hops, facts.paths
+            log.info("block stored", peer=self._peer, block=event.block, keys=event.count, **told)
         else:
             log.warning("a block came again and was left out", peer=self._peer, block=event.block)
 

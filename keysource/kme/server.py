@@ -183,6 +183,8 @@ class KmeServer:
                     "link": row.name if row else None,
                     "origin": row.origin.value if row else None,
                     "next_block": row.next_block if row else 0,
+                    "hops": link.hops,
+                    "paths": link.paths,
                     "device_connected": link.connected,
                     "trouble": link.trouble,
                     "alarm": link.alarm or None,

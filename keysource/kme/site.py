@@ -85,6 +85,10 @@ class LinkState:
     alarms: dict[str, str] = field(default_factory=dict)
     qber: float | None = None
     key_rate: float | None = None
+    hops: int = 0
+    """Of the last block."""
+    paths: tuple[tuple[str, ...], ...] = ()
+    """Of the last block, where it was relayed."""
 
     @property
     def alarm(self) -> str:

@@ -59,6 +59,8 @@ class Fault:
 
     copied: Callable[[dict[str, Any], bytes], None] = lambda _header, _share: None
     received: Callable[[dict[str, Any], bytes], None] = lambda _header, _masked: None
+    corrupt: bool = False
+    """Started as one: only then it takes orders."""
     alter: bool = False
     swallow: bool = False
 

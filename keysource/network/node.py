@@ -71,7 +71,7 @@ class RelayNode:
                     self.core, connection, self._relays, self.stocks, partial(room, connection.name)
                 )
             else:
-                self.targets[connection.name] = Target(self.core, connection)
+                self.targets[connection.name] = Target(self.core, connection, partial(room, connection.name))
 
     def next_time(self) -> float:
         """When :meth:`tick` has something to do."""

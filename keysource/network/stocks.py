@@ -8,6 +8,8 @@ from keysource.network.messages import Ask, LinkStock, Stock
 ASK_EVERY = 1.0
 STALE = 3.5
 """Who said nothing for so long is not there."""
+_MOST_TOLD = 20_000
+"""Units; more than any block costs many times over."""
 SHUN_LINK = 10.0
 SHUN_LATE = 10.0
 SHUN_ALTERED = 60.0
@@ -40,8 +42,7 @@ class Stocks:
         """What this node says when it is asked."""
         links = []
         for name, state in self._core.links.items():
-            stored = self._core.store.link(name)
-            units = stored.own if stored else 0
+            units = self._core.store.sendable(name, _MOST_TOLD)
             links.append(LinkStock(link=name, units=units, up=state.up, alarm=bool(state.alarm)))
         return Stock(links=tuple(links))
 

@@ -158,6 +158,11 @@ class NodeStore:
         free = dict(self._db.execute(query, (name,)).fetchall())
         return LinkStore(name, End(row[0]), Owner(row[1]), row[2], row[3], free.get(1, 0), free.get(0, 0))
 
+    def sendable(self, name: str, most: int) -> int:
+        """Own free units, counted up to ``most``."""
+        query = "SELECT count(*) FROM (SELECT 1 FROM unit WHERE link = ? AND own = 1 LIMIT ?)"
+        return int(self._db.execute(query, (name, most)).fetchone()[0])
+
     def bind_link(self, name: str, end: End, owner: Owner) -> int:
         """Remember what the device says; the end never changes.  Returns the next block.  ``StoreError``."""
         known = self.link(name)

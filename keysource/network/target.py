@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from keysource.network import crashes, shares
@@ -28,10 +29,10 @@ class _Pending:
 
 
 class Target:
-    """One connection whose second end is here."""
+    """One connection whose second end is here.  ``room`` gives how many keys may be delivered now."""
 
-    def __init__(self, core: Core, connection: Connection) -> None:
-        self._core, self.connection = core, connection
+    def __init__(self, core: Core, connection: Connection, room: Callable[[], int]) -> None:
+        self._core, self.connection, self._room = core, connection, room
         self._initiator = connection.ends[0]
         self._pending: _Pending | None = None
         self._floor = core.store.last(connection.name)[0]
@@ -128,6 +129,8 @@ class Target:
 
     def _mistake(self, asked: Open) -> str:
         topology, connection = self._core.topology, self.connection
+        if asked.count > self._room():
+            return "nobody takes the keys there"
         if asked.count > connection.block_keys:
             return "more keys than the map allows in a block"
         if mistake := topology.paths_mistake(connection, asked.paths):

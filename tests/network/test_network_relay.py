@@ -68,10 +68,10 @@ def test_a_hostile_network(seed: int, tmp_path: Path, nets: list[Net], monkeypat
     weather = Weather(loss=0.15, double=0.2, longest=1.2, kill=0.02)
     nets.append(net := Net(tmp_path, topology(DIAMOND, ("a", "e"), paths=2), seed, weather))
     with net.killing(monkeypatch):
-        for _ in range(4):
-            net.feed(120)
+        for _ in range(8 if LONG else 3):
+            net.feed(100)
             net.run(25.0)
-    net.feed(200)  # both ends of a link may have lost each other's pads; fresh ones are always good
+    net.feed(100)  # both ends of a link may have lost each other's pads; fresh ones are always good
     settle(net)
     keys = equal_ends(net, ("a", "e"))
     assert keys and net.kills, "nothing happened"
@@ -88,12 +88,12 @@ def test_killed_at_a_named_point(
 ) -> None:
     """Three times in a row, whoever comes to it; afterwards the ends are equal and go on."""
     nets.append(net := Net(tmp_path, topology(CHAIN, ("a", "c")), seed=7))
-    net.feed(400)
+    net.feed(140)
     with net.killing(monkeypatch, point, times=3):
         net.run(60.0)
         assert net.kills[point] == 3
     before = len(net.keys("a"))
-    net.feed(100)
+    net.feed(60)
     settle(net)
     assert len(equal_ends(net, ("a", "c"))) > before
 
@@ -138,7 +138,7 @@ def test_an_altered_share_is_caught_and_that_way_left_alone(tmp_path: Path, nets
     nets.append(net)
     copied: list[bytes] = []
     net.nodes["b"].core.fault = Fault(copied=lambda _header, share: copied.append(share), alter=True)
-    net.feed(400)
+    net.feed(160)
     net.run(8.0)
     keys = equal_ends(net, ("a", "e"))
     assert copied and net.told("altered"), "the corrupt node was never on the way"
@@ -153,7 +153,7 @@ def test_a_node_that_swallows_shares_is_found_out(tmp_path: Path, nets: list[Net
     net = Net(tmp_path, topology(DIAMOND, ("a", "e"), paths=2), seed=6)
     nets.append(net)
     net.nodes["b"].core.fault = Fault(swallow=True)
-    net.feed(400)
+    net.feed(160)
     net.run(25.0)
     assert equal_ends(net, ("a", "e"))
     assert any("did not arrive" in event.facts["reason"] for event in net.told("given up"))
@@ -161,13 +161,14 @@ def test_a_node_that_swallows_shares_is_found_out(tmp_path: Path, nets: list[Net
 
 def test_a_dead_node_and_an_alarmed_link_are_gone_round(tmp_path: Path, nets: list[Net]) -> None:
     nets.append(net := Net(tmp_path, topology(DIAMOND, ("a", "e")), seed=8))
-    net.feed(400)
+    net.feed(160)
     net.run(2.0)
     first = net.nodes["a"].initiators["long"].paths
     net.down.add(first[0][1])
     net.run(15.0)
     second = net.nodes["a"].initiators["long"].paths
     assert first[0][1] not in second[0] and net.nodes["a"].initiators["long"].state != "committing"
+    net.feed(100)
     net.alarm(f"{second[0][0]}-{second[0][1]}", "qber: 25 %")
     before = len(net.keys("a"))
     net.run(10.0)
