@@ -31,6 +31,7 @@ bench: $(VENV)/.runtime
 	@mkdir -p $(OUT)
 	@$(BIN)/qvpn bench crypto > $(OUT)/crypto.md
 	@$(BIN)/qvpn bench memory > $(OUT)/memory.md
+	@$(BIN)/qvpn bench floor > $(OUT)/floor.md
 	@$(BIN)/qvpn bench net --rounds $(ROUNDS) --links $(LINKS) --peers all --extras --out $(OUT) $(if $(INSTALL),--install)
 
 # The table of the last run into the README.

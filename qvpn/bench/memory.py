@@ -100,7 +100,7 @@ class _Tun(MemoryTun):
         return len(packets)
 
 
-class _Hooks:
+class Hooks:
     """A control plane that has nothing to do."""
 
     def on_handshake(self, datagram: bytes, address: Address) -> None: ...
@@ -121,12 +121,12 @@ class Bench:
         self.binds = [_Bind(network, end, other) for end, other in zip(ends, reversed(ends), strict=True)]
         self.tuns = [_Tun(), _Tun()]
         self.planes = [
-            Plane(tun, bind, lambda: 0.0, _Hooks()) for tun, bind in zip(self.tuns, self.binds, strict=True)
+            Plane(tun, bind, lambda: 0.0, Hooks()) for tun, bind in zip(self.tuns, self.binds, strict=True)
         ]
         for side, plane in enumerate(self.planes):
             for number in range(peers):
                 plane.add_peer(str(number), _networks(1 - side, number, prefixes if number == 0 else 1), overlap=10)
-                plane.install(str(number), _keys(number, side, cipher))
+                plane.install(str(number), keys(number, side, cipher))
                 plane.set_endpoint(str(number), ends[1 - side])
             plane.start()
 
@@ -216,7 +216,7 @@ def _more(side: int, count: int) -> Iterator[ipaddress.IPv4Network]:
     return (ipaddress.IPv4Network((base + (number << 10), 22 + number % 3)) for number in range(count))
 
 
-def _keys(number: int, side: int, cipher: Cipher) -> EpochKeys:
+def keys(number: int, side: int, cipher: Cipher) -> EpochKeys:
     """Side 0 seals what side 1 opens; random enough for a benchmark, and never outside one."""
 
     def secret(label: str) -> bytes:

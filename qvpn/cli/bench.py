@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_text
-from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -25,41 +23,32 @@ Rounds = Annotated[int, typer.Option(min=1, max=50, help="Interleaved rounds; me
 def crypto(rounds: Rounds = 5, json: Json = False) -> None:
     """AEAD by size and cipher, handshakes by suite: CPU time of one thread."""
     from qvpn.bench import crypto as measured
+    from qvpn.bench.output import show
     from qvpn.bench.run import say
 
     aeads, shakes = measured.aead(rounds, say), measured.handshakes(max(rounds, 3), say)
-    if json:
-        _print_json(measured.plain(aeads, shakes))
-    else:
-        _print_tables(measured.aead_table(aeads), measured.handshake_table(shakes))
+    tables = measured.aead_table(aeads), measured.handshake_table(shakes)
+    show(json, measured.plain(aeads, shakes), *tables)
 
 
 @bench.command("memory")
 def memory(rounds: Rounds = 5, json: Json = False) -> None:
     """The packet path without a kernel, with many peers and many allowed prefixes: CPU time of one thread."""
     from qvpn.bench import memory as measured
+    from qvpn.bench.output import show
     from qvpn.bench.run import say
 
     costs = measured.run(rounds, say)
-    if json:
-        _print_json({"memory": measured.plain(costs)})
-    else:
-        _print_tables(measured.table(costs))
+    show(json, {"memory": measured.plain(costs)}, measured.table(costs))
 
 
-def _print_json(found: Mapping[str, object]) -> None:
-    from qvpn.bench import machine
+@bench.command("floor")
+def floor(rounds: Rounds = 5, json: Json = False) -> None:
+    """What the packet path cannot cost less than (AEAD calls, system calls), and what it costs, in lock-step."""
+    from qvpn.bench import floor as measured
 
-    print(json_text.dumps({"schema": 1, "machine": machine.facts(), **found}, indent=1))
-
-
-def _print_tables(*tables: list[list[str]]) -> None:
-    from qvpn.bench import machine
-    from qvpn.bench.table import grid
-
-    facts = machine.facts()
-    head = ", ".join(f"{name} {facts[name]}" for name in ("date", "cpu", "cores", "kernel", "commit", "cryptography"))
-    print("\n\n".join([head, *(grid(table) for table in tables)]))
+    if code := measured.main(rounds, as_json=json):
+        raise typer.Exit(code)
 
 
 @bench.command("net")

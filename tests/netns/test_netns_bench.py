@@ -14,6 +14,7 @@ import pytest
 
 from qvpn.bench import cpu
 from qvpn.bench.errors import Unbalanced
+from qvpn.bench.floor import NAMES
 from qvpn.bench.measure import take
 from qvpn.demo.process import environment, program
 
@@ -118,3 +119,15 @@ def test_an_interrupted_run_leaves_no_process() -> None:
     assert bench.returncode == 130
     assert said.splitlines()[-1] == "qvpn bench: interrupted; nothing is left behind"
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+def test_the_floor_has_all_its_parts() -> None:
+    command = [*program("qvpn"), "bench", "floor", "--rounds", "1", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    said = {(row["part"], row["cipher"]): row["microseconds"] for row in json.loads(done.stdout)["floor"]}
+    assert set(said) == {
+        ("system calls alone", "none"),
+        *((part, cipher) for part in ("AEAD calls alone", "packet path", "floor: both") for cipher in NAMES.values()),
+    }
+    assert all(value > 0 for value in said.values())
