@@ -1,8 +1,8 @@
 """``qvpn bench floor``: what the packet path cannot cost less than, and what it costs, with real devices in step.
 
-One TCP connection between two namespaces goes through two TUNs and one veth pair, and all of it is moved by one thread
-that never waits: no daemon, no wake-up, no second core.  So CPU time is the whole cost, and rounds agree with each
-other on a machine that is busy with something else.
+One TCP connection between two namespaces goes through two TUNs and one veth pair, and all of it is moved by one
+thread that never waits: no daemon, no wake-up, no second core.  So CPU time is the whole cost, and rounds agree with
+each other on a machine that is busy with something else.
 
 - **AEAD**: only the calls that seal and open the records, one a segment and one an acknowledgement of 64 KB.
 - **kernel**: only the system calls of the packet path, with datagrams of the same number and size.  The kernel's own

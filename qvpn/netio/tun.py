@@ -10,6 +10,7 @@ import struct
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Self
 
 from qvpn.netio.base import MAX_READ
 from qvpn.netio.errors import TunError, reason
@@ -63,7 +64,7 @@ class TunDevice:
     @classmethod
     def open(
         cls, name: str, *, opener: Opener = os.open, offloads: Sequence[int] = OFFLOADS, queues: bool = False
-    ) -> TunDevice:
+    ) -> Self:
         """Make (or attach to) the interface ``name``, which may end in ``%d``.  Raises :class:`TunError`.
 
         ``queues``: the interface may have several; each further call with its name opens one more.

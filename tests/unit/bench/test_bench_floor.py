@@ -1,4 +1,4 @@
-"""What ``qvpn bench floor`` says is arithmetic on what it measured, and its datagrams are those of the packet path."""
+"""What ``qvpn bench floor`` says is arithmetic on what it measured; its datagrams are those of the packet path."""
 
 from __future__ import annotations
 
