@@ -17,6 +17,7 @@ from rich.table import Table
 
 from keysource.base import Owner
 from keysource.errors import KeySourceError
+from keysource.qkd.attackcli import attack
 from keysource.qkd.config import EndConfig, FibreConfig, load
 from keysource.qkd.engine.control import ask
 from keysource.qkd.errors import LinkSettings
@@ -32,6 +33,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 app.command()(rate)
 app.command()(repeater)
 app.command()(simulate)
+app.command()(attack)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The configuration of one end or the fibre, TOML.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object and nothing else.")]
 
@@ -101,11 +103,11 @@ def eve(
     file: File,
     switch: Annotated[Literal["on", "off"], typer.Argument(help="Let Eve in, or send her away.")],
     fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="Fraction of the pulses she takes.")] = 1.0,
-    attack: Annotated[str, typer.Option(help=f"One of {', '.join(ATTACKS[:-1])}.")] = ATTACKS[0],
+    name: Annotated[str, typer.Option("--attack", help=f"One of {', '.join(ATTACKS[:-1])}.")] = ATTACKS[0],
     mode: Annotated[str, typer.Option(help="Of blinding: cw or pulsed.")] = "cw",
 ) -> None:
     """Switch the eavesdropper in the fibre process; nobody else is told."""
-    answer = _ask_fibre(file, {"attack": attack if switch == "on" else "none", "fraction": fraction, "mode": mode})
+    answer = _ask_fibre(file, {"attack": name if switch == "on" else "none", "fraction": fraction, "mode": mode})
     print(f"Eve ({answer['attack']}) takes {100 * answer['fraction']:.0f} % of the pulses")
 
 

@@ -192,14 +192,21 @@ class Lab:
         """Eve's socket: order her, or read what the fibre says."""
         return await ask(self.folder / "alice" / "eve.sock", request)
 
-    async def notes(self) -> tuple[int, Notes | None]:
-        """(block, what Eve noted of it) of the last block that flew."""
-        answer = await self.fibre({"notes": True})
-        return answer["block"], notes_from(answer)
+    async def notes(self, block: int) -> Notes | None:
+        """What Eve noted of one of the last few blocks."""
+        return notes_from(await self.fibre({"notes": block}))
 
-    async def reports(self, patience: float, tick: Callable[[], Any] | None = None) -> dict[str, dict[str, Any]]:
-        """What both ends saw of the next block that either finishes: ``{"alice": report, "bob": report}``; an end
-        that lost the block in a broken connection may have no report of it.  ``tick`` is awaited at every look."""
+    async def next_block(self) -> int:
+        """The first block whose pulses have not begun to fly."""
+        return int((await self.status("alice"))["next_block"])
+
+    async def reports(
+        self, patience: float, tick: Callable[[], Any] | None = None, since: int = 0
+    ) -> dict[str, dict[str, Any]]:
+        """What both ends saw of the next block, not before ``since``, that either finishes: ``{"alice": report,
+        "bob": report}``; an end that lost the block in a broken connection may have no report of it.  ``tick`` is
+        awaited at every look."""
+        self._next = max(self._next, since)
 
         async def wanted() -> bool:
             if tick is not None:

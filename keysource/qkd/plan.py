@@ -17,6 +17,7 @@ import numpy as np
 from keysource.qkd.distill.cascade import block_sizes
 from keysource.qkd.optics.entangled import PairOptics
 from keysource.qkd.optics.model import Optics
+from keysource.qkd.optics.monitors import TEST_SHARE
 from keysource.qkd.rates.entropy import binary_entropy
 from keysource.qkd.rates.finite import Bounds, Counts, Security
 from keysource.qkd.rates.proofs import Source, judge, proof_name, secret_bits
@@ -143,4 +144,6 @@ def _moved(expected: Counts, change: _Change, sign: float) -> Counts:
 
 
 def _sure_size(expected: float) -> int:
-    return max(0, math.floor(expected - SIZE_MARGIN * math.sqrt(expected)))
+    """Bob may spend a share of the gates on efficiency tests, whose clicks are no detections."""
+    left = (1.0 - TEST_SHARE) * expected
+    return max(0, math.floor(left - SIZE_MARGIN * math.sqrt(left)))

@@ -23,7 +23,7 @@ from keysource.qkd.observe import OPTICS_ONLY, observe
 from keysource.qkd.optics.monitors import MONITORS, Monitor
 from keysource.qkd.optics.weather import WEATHERS
 from keysource.qkd.presets import PRESETS, Preset
-from keysource.qkd.rates.finite import DELIVERING
+from keysource.qkd.rates.proofs import proof_name
 
 WARNING = "SIMULATED: no quantum security"
 _INTERRUPTED = 130
@@ -56,6 +56,10 @@ class Tally:
     def passed(self) -> int:
         return sum(block["result"] == "passed" for block in self.blocks)
 
+    @property
+    def proof(self) -> str:
+        return proof_name(self.preset.optics.source)
+
     def link_seconds(self) -> float:
         """How long the blocks take on the link that is simulated."""
         return len(self.blocks) * self.preset.block_seconds
@@ -69,7 +73,8 @@ class Tally:
             "about": self.preset.about,
             "reference": self.preset.reference,
             "pace": self.pace,
-            "proof": DELIVERING,
+            "protocol": self.preset.protocol,
+            "proof": self.proof,
             "warning": WARNING,
             "interrupted": self.interrupted,
             "blocks": self.blocks,
@@ -169,6 +174,8 @@ def _live(tally: Tally) -> str:
     words = [f"{tally.passed}/{len(tally.blocks)} passed", f"{bits:,.0f} bit/s"]
     if last.get("qber") is not None:
         words.append(f"QBER {100 * last['qber']:.2f} %")
+    if last.get("chsh"):
+        words.append(f"S {last['chsh'][0]:.3f}")
     if last.get("gains"):
         words.append("gains " + " / ".join(f"{gain:.3g}" for gain in last["gains"]))
     return "  ".join(words)
@@ -180,9 +187,9 @@ def _show(tally: Tally) -> None:
         print(f"{tally.preset.name}: no block ended")
         return
     mus = tally.preset.optics.intensities
-    table = Table("block", "result", "keys", "QBER", *(f"gain at mu = {mu:g}" for mu in mus), "parities", "messages")
+    table = Table("block", "result", "keys", "QBER", *(f"gain at {mu:g}" for mu in mus), "parities", "messages")
     for block in tally.blocks[-12:]:
-        gains = [f"{gain:.4g}" for gain in block.get("gains") or ()] or ["-", "-"]
+        gains = [f"{gain:.4g}" for gain in block.get("gains") or ()] or ["-"] * len(mus)
         qber = "-" if block.get("qber") is None else f"{100 * block['qber']:.2f} %"
         leaked = block.get("ledger", {}).get("leaked", 0)
         row = (str(block["block"]), block["result"], str(block["keys"]), qber, *gains, str(leaked))
@@ -194,7 +201,7 @@ def _show(tally: Tally) -> None:
     console.print(ledger_table(tally.ledger))
     print(
         f"{tally.preset.name} ({tally.preset.about}): {tally.passed} of {len(tally.blocks)} blocks passed,"
-        f" {tally.keys} equal keys of 256 bits under {DELIVERING}"
+        f" {tally.keys} equal keys of 256 bits under {tally.proof}"
     )
     if tally.preset.reference:
         print(f"reference: {tally.preset.reference}")

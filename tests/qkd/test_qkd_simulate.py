@@ -80,8 +80,6 @@ def _read(path: Path) -> bytes:
     [
         (["simulate"], "a FILE or --preset"),
         (["simulate", "--preset", "moon"], "moon: none of demo"),
-        (["simulate", "--preset", "demo", "--monitor", "dog"], "dog: none of none"),
-        (["simulate", "--preset", "demo", "--weather", "hail"], "hail: none of calm"),
         (["simulate", "missing.toml"], "missing.toml: No such file"),
     ],
 )

@@ -7,7 +7,7 @@ has arrived.  Then Alice is told ``FLOWN`` (block u64) and Bob ``FLOWN`` with th
 ``REFUSED`` carries a sentence, ``WELCOME`` the pace.
 
 Eve and the weather are switched at the control socket: one JSON object with any of ``attack``, ``fraction``,
-``mode``, ``weather``; or ``notes``: what Eve has of the last block (``engine.notebook``).
+``mode``, ``weather``; or ``notes``: what Eve has of that block (``engine.notebook``).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from bisect import bisect_right
+from collections import deque
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -41,6 +42,8 @@ from keysource.qkd.records import encode_detections
 log = structlog.get_logger("qkd.fibre")
 SLICE_SECONDS = 0.25
 """Eve acts from the next slice on."""
+_KEPT_NOTES = 4
+"""Blocks."""
 
 
 class Order(NamedTuple):
@@ -74,7 +77,7 @@ class Fibre:
         self._flight: asyncio.Task[None] | None = None
         self._control = None if control is None else Control(control, self._command)
         self._server: asyncio.Server | None = None
-        self._notebook: tuple[int, Notes | None] = (-1, None)
+        self._notebook: deque[tuple[int, Notes | None]] = deque(maxlen=_KEPT_NOTES)
         self.blocks = self.flown = 0
         self.busy = 0.0
 
@@ -101,7 +104,7 @@ class Fibre:
 
     def _command(self, request: dict[str, Any]) -> dict[str, Any]:
         if "notes" in request:
-            return notes_answer(*self._notebook)
+            return notes_answer(request["notes"], self._notebook)
         known = {"attack", "fraction", "mode"}
         if request.keys() & known:
             eve = make_eve(request)
@@ -200,7 +203,7 @@ class Fibre:
             self.flown += count
         self.blocks += 1
         hers, seen = light.reports()
-        self._notebook = alice.block, seen.notes
+        self._notebook.append((alice.block, seen.notes))
         with contextlib.suppress(LinkError, KeyError):
             await self._report(alice.block, hers, seen)
 

@@ -1,4 +1,4 @@
-"""Eve's notebook, read at her own socket in the fibre: what she holds of the detections of the last block.
+"""Eve's notebook, read at her own socket in the fibre: what she holds of the detections of a block.
 
 Whoever may switch Eve may read it; the two sites never do.  It exists so that what she knows of a delivered key can
 be counted (``keysource.qkd.audit``) instead of estimated.
@@ -7,6 +7,7 @@ be counted (``keysource.qkd.audit``) instead of estimated.
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,12 @@ MOST_NOTES = 300_000
 """Detections whose notes fit one line of the control socket."""
 
 
-def notes_answer(block: int, notes: Notes | None) -> dict[str, Any]:
-    """Raises :class:`LinkError` for more than :data:`MOST_NOTES`."""
-    if notes is None:
+def notes_answer(block: object, notebook: Iterable[tuple[int, Notes | None]]) -> dict[str, Any]:
+    """Raises :class:`LinkError` for a block that is not in it, and for more than :data:`MOST_NOTES`."""
+    pages = [notes for number, notes in notebook if number == block]
+    if not pages:
+        raise LinkError("that block is not in Eve's notebook, which has the last few")
+    if (notes := pages[-1]) is None:
         return {"block": block, "count": 0}
     count = len(notes.how)
     if count > MOST_NOTES:

@@ -25,6 +25,7 @@ def report(outcome: Outcome, preset: Preset, plan: Plan) -> dict[str, Any]:
         "gains": _gains(outcome, preset, plan),
         "s_z1": None if found is None else found.s_z1,
         "phi": None if found is None else found.phi,
+        "chsh": outcome.chsh,
         "messages": outcome.messages,
         "ledger": outcome.ledger.as_dict(),
     }

@@ -1,0 +1,1 @@
+"""Plots of the link, drawn from what a run or a formula gave.  They need ``pip install 'qvpn[plots]'``."""
