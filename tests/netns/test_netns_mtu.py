@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import shutil
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,12 @@ import pytest
 
 from qvpn.demo import kernel, measure, payload
 from qvpn.demo import lab as topology
+from qvpn.demo import sites as demo_sites
 from qvpn.demo.lab import Lab
-from qvpn.demo.sites import INNER4, INNER6
+from qvpn.demo.process import environment, program
+from qvpn.demo.sites import INNER4, INNER6, PORT, Daemon
 from qvpn.demo.steps import wait_for
+from qvpn.uapi import UapiError
 
 MARKER = payload.new_marker()
 LONG = os.environ.get("QVPN_TEST_LONG") == "1"
@@ -109,6 +115,78 @@ def test_a_jumbo_path_is_found_by_itself(tunnel) -> None:
     found(tunnel, 9000)
     assert tunnel.daemons["alice"].status()["mtu"] == 9000 - 28 - 42
     assert measure.transfer(lab, "alice", "bob", INNER4["bob"], MARKER, total=5_000_000, timeout=30).same_hash
+
+
+CAROL = "100.64.3.2"
+
+
+def third_site(tunnel: Any) -> None:
+    """Carol, a second peer of alice, with keys of her own and a line of 1300 bytes."""
+    lab: Lab = tunnel.lab
+    lab.add("carol")
+    lab.link("carol", "wan", "net", "to-carol")
+    lab["net"].address("to-carol", "100.64.3.1/24")
+    lab["carol"].address("wan", f"{CAROL}/24")
+    lab["carol"].default_route("100.64.3.1")
+    for site, interface in (("net", "to-carol"), ("carol", "wan")):
+        set_mtu(lab, site, interface, 1300)
+    made = lab.folder / "second"
+    ends = ("--left", f"alice@{topology.WAN4['alice']}:{PORT}", "--right", f"carol@{CAROL}:{PORT}")
+    subprocess.run(
+        [*program("qvpn"), "init", str(made), *ends], check=True, capture_output=True, timeout=60, env=environment()
+    )
+    alice, carol = lab.site_folder("alice"), lab.site_folder("carol")
+    for file in (made / "carol").iterdir():
+        shutil.copy2(file, carol / file.name)
+    shutil.copy2(alice / "alice.pub", carol / "alice.pub")
+    shutil.copy2(made / "alice/carol.pub", alice / "carol.pub")
+    shutil.copy2(made / "alice/courier.keys", alice / "carol.keys")
+    second = tomllib.loads((made / "alice/qvpn.toml").read_text())
+    peer = {**second["peer"][0], "key_source": "carol", "allowed_ips": ["10.90.0.3/32"]}
+    source = {**second["key_source"]["courier"], "path": "carol.keys"}
+
+    def add(table: dict[str, Any]) -> None:
+        table["peer"].append(peer)
+        table["key_source"]["carol"] = source
+
+    demo_sites.change(lab, "alice", add)
+    demo_sites.change(lab, "carol", lambda table: table["tunnel"].update(addresses=["10.90.0.3/24"]))
+    tunnel.daemons["carol"] = Daemon(lab, "carol")
+
+
+def test_two_peers_of_one_daemon_have_paths_of_their_own(tunnel) -> None:
+    """The device is as wide as the wider; what is too long for the narrower is cut, or its sender told."""
+    tunnel.configure()
+    lab: Lab = tunnel.lab
+    lab["net"].run(["nft", "-f", "-"], text=NO_ICMP)
+    third_site(tunnel)
+    tunnel.start()
+    alice = tunnel.daemons["alice"]
+
+    def paths() -> dict[str, tuple[int, str]]:
+        try:
+            peers = alice.status()["peers"]
+        except UapiError:
+            return {}
+        return {peer["name"]: (peer["path"]["mtu"], peer["path"]["found"]) for peer in peers}
+
+    wait_for("both paths", lambda: paths() == {"bob": (1500, "probe"), "carol": (1300, "probe")}, within=30)
+    assert alice.status()["mtu"] == 1430
+    for name, address, largest in (("bob", INNER4["bob"], 1430), ("carol", "10.90.0.3", 1230)):
+        echo = lab[name].start("echo", [sys.executable, SWEEP, "echo", address])
+        echo.until_output(15)
+        for mode in ("df", "cut"):
+            command = [sys.executable, SWEEP, "sweep", INNER4["alice"], address, mode, "1" if LONG else "61"]
+            outcome = lab["alice"].start("sweep", command).result(900 if LONG else 60)
+            assert outcome["lost"] == [], (name, mode, outcome)
+            if mode == "df":
+                assert largest - 61 < outcome["largest"] <= largest, (name, outcome)
+            else:
+                assert outcome["told"] == 0
+        assert measure.transfer(lab, "alice", name, address, MARKER, total=5_000_000, timeout=30).same_hash
+    assert paths() == {"bob": (1500, "probe"), "carol": (1300, "probe")}
+    drops = {peer["name"]: peer["drops"].get("too_big", 0) for peer in alice.status()["peers"]}
+    assert drops["bob"] == 0 < drops["carol"]
 
 
 def test_forged_icmp_changes_nothing(tunnel) -> None:

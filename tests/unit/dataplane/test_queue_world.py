@@ -1,8 +1,8 @@
 """The queues of both ends in a small world with TCP in it: virtual time, real FQ-CoDel and real CoDel.
 
-Connections like Linux's (slow start that ends when the round trip grows, CUBIC and its Reno-friendly part, a window of
-at most 4 MB) send superpackets; one end seals, the other opens, each at so many bytes a second; an echo request every
-10 ms goes the same way.  Without our queues the world has what a kernel has: two queues without order.
+Connections like Linux's (slow start that ends when the round trip grows, CUBIC and its Reno-friendly part, a window
+of at most 4 MB) send superpackets; one end seals, the other opens, each at so many bytes a second; an echo request
+every 10 ms goes the same way.  Without our queues the world has what a kernel has: two queues without order.
 """
 
 from __future__ import annotations
