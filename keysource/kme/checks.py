@@ -6,6 +6,7 @@ A *fault* keeps it from running, or from being believed by anybody; a *hint* is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import os
 import ssl
@@ -21,7 +22,8 @@ from keysource.kme.auth import must_be
 from keysource.kme.config import KmeConfig, PeerKme
 from keysource.kme.credentials import contexts
 from keysource.kme.epochs import read_site_key, site_key_path
-from keysource.kme.records import StoreError
+from keysource.kme.records import NO_STANDBY, StoreError
+from keysource.kme.stores import is_shared, server_of
 
 _SOON = datetime.timedelta(days=30)
 _PATIENCE = 3.0
@@ -37,12 +39,47 @@ class Finding:
 
 def findings(config: KmeConfig, now: datetime.datetime) -> list[Finding]:
     """Everything that can be seen on this machine.  The certificates must load (:func:`contexts`)."""
-    return [*_certificates(config, now), *_secrets(config), *_places(config), *_table(config)]
+    return [*_certificates(config, now), *_secrets(config), *_places(config), *_store(config), *_table(config)]
 
 
 async def peers(config: KmeConfig) -> list[Finding]:
     """Whether the other KMEs answer, with the name and authority that they must have.  One line each."""
     return list(await asyncio.gather(*(_peer(config, peer) for peer in config.peer_kme)))
+
+
+def database(config: KmeConfig) -> Iterator[Finding]:
+    """What the PostgreSQL of the configuration says now."""
+    if not is_shared(config):
+        return
+    try:
+        server = server_of(config)
+        with contextlib.closing(server.connect()) as connection:
+            names, fsync, version = (
+                str((connection.execute(f"SHOW {name}").fetchone() or [""])[0])
+                for name in ("synchronous_standby_names", "fsync", "server_version")
+            )
+    except StoreError as error:
+        yield Finding(True, f"[store]: {error}")
+        return
+    yield Finding(False, f"[store]: {server.where} answers, version {version}, timeline {server.timeline}")
+    if not names:
+        yield Finding(config.store.require_standby, f"[store]: {NO_STANDBY}")
+    if fsync != "on":
+        yield Finding(True, "[store]: fsync of the server is off: a power cut could give a key out twice")
+
+
+def _store(config: KmeConfig) -> Iterator[Finding]:
+    if not is_shared(config):
+        return
+    try:
+        server_of(config)
+    except StoreError as error:
+        yield Finding(True, str(error))
+    if not config.store.require_standby:
+        text = "[store] require_standby = false: a failover of the database may give a key out twice"
+        yield Finding(False, text)
+    if not any(link.device for link in config.link):
+        yield Finding(False, "[[link]]: this process has no device; another one of the site must have it")
 
 
 def _certificates(config: KmeConfig, now: datetime.datetime) -> Iterator[Finding]:
@@ -100,14 +137,14 @@ def _secrets(config: KmeConfig) -> Iterator[Finding]:
 
 def _places(config: KmeConfig) -> Iterator[Finding]:
     folder = config.path(config.kme.store).parent
-    if folder.exists() and folder.stat().st_mode & 0o077:
+    if not is_shared(config) and folder.exists() and folder.stat().st_mode & 0o077:
         yield Finding(True, f"[kme] store: {folder} lets others in; it must be 0700")
     audit = config.audit_path.parent
     if audit.exists() and not os.access(audit, os.W_OK | os.X_OK):
         yield Finding(True, f"[kme] audit: {audit} cannot be written to; nothing is handed out without an audit log")
     for link in config.link:
-        device = config.path(link.device)
-        if not device.is_socket():
+        device = None if link.device is None else config.path(link.device)
+        if device is not None and not device.is_socket():
             yield Finding(False, f"[[link]] to {link.peer_kme!r}: no device listens at {device} now")
     linked = {link.peer_kme for link in config.link}
     for peer in config.peer_kme:

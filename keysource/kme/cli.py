@@ -75,7 +75,8 @@ def serve(
 
 @app.command()
 def check(
-    file: File, online: Annotated[bool, typer.Option("--online", help="Ask the other KMEs too.")] = False
+    file: File,
+    online: Annotated[bool, typer.Option("--online", help="Ask the other KMEs and the database too.")] = False,
 ) -> None:
     """Read the configuration, certificates and site key, look at what lies around them; start nothing."""
     from keysource.kme import checks  # not what `serve` should wait for
@@ -85,7 +86,7 @@ def check(
         contexts(config)
         found = checks.findings(config, datetime.datetime.now(datetime.UTC))
         if online:
-            found += asyncio.run(checks.peers(config))
+            found += [*checks.database(config), *asyncio.run(checks.peers(config))]
     except (ConfigError, ValueError) as error:
         _fail(f"{file}: {error}", 2)
     for finding in found:
@@ -223,6 +224,13 @@ def _print_status(answer: dict[str, Any]) -> None:
     for listener in answer["connections"]:
         told = ", ".join(f"{name.replace('_', ' ')} {listener[name]}" for name in _CONNECTIONS)
         console.print(f"connections at {listener['listen']}: {told}", highlight=False, soft_wrap=True)
+    store = answer["store"]
+    console.print(f"store {store['kind']} {store['where']}", highlight=False, soft_wrap=True)
+    if store["kind"] == "postgresql":
+        standby = store.get("standbys") or "NONE"
+        console.print(f"  KME processes {store.get('processes')}, synchronous standbys {standby}", highlight=False)
+        if trouble := store["trouble"] or store["doubt"]:
+            console.print(f"  TROUBLE: {trouble}", highlight=False, soft_wrap=True)
     console.print(f"certificate ends {answer['certificate_ends']}, key epoch {answer['epoch']}", highlight=False)
     console.print(f"audit log {answer['audit']}", highlight=False, soft_wrap=True)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
@@ -35,6 +36,15 @@ store = "state/kme.sqlite"               # in a folder of its own, mode 0700
 # epoch_keys = "state/kme.sqlite.epochs" # keys under the site key, overwritten as they retire; never back it up
 # sae_id_from = "cn"                     # where an SAE's certificate has its SAE ID: "cn", or "san-uri"
 # sae_id_prefix = ""                     # what such a URI begins with, left out of the SAE ID: "urn:example:sae:"
+
+# [store]                                # instead of an SQLite file: a database for all KME processes of the site
+# kind = "postgresql"                    # needs qvpn[postgres], and a site_key that all the processes have
+# conninfo = "host=10.0.0.5,10.0.0.6 dbname=qvpn user=qvpn sslmode=verify-full sslrootcert=/etc/qvpn/db-ca.crt"
+# password = "credential:database"       # 0600 file or credential, never in conninfo
+# require_standby = true                 # false: serve without a synchronous standby; a failover may repeat keys
+# synchronous_commit = "on"              # or "remote_apply"
+# connections = 4                        # of this process
+# timeout = 2.0                          # seconds for one transaction; then 503
 
 [limits]                                 # all optional
 # max_key_per_request = 128
@@ -110,7 +120,7 @@ class Kme(_Table):
     certificate: str
     private_key: str
     ca: str
-    store: str
+    store: str = "state/kme.sqlite"
     control: str | None = None
     skip_listen: ListenAddress | None = None
     audit: str | None = None
@@ -123,6 +133,26 @@ class Kme(_Table):
     def _prefix_has_a_uri(self) -> Kme:
         if self.sae_id_prefix and self.sae_id_from != "san-uri":
             raise ValueError('sae_id_prefix belongs to sae_id_from = "san-uri"')
+        return self
+
+
+class StoreTable(_Table):
+    kind: Literal["sqlite", "postgresql"] = "sqlite"
+    conninfo: str = Field(default="", repr=False)
+    password: str | None = None
+    require_standby: bool = True
+    synchronous_commit: Literal["on", "remote_apply"] = "on"
+    connections: int = Field(default=4, ge=1, le=64)
+    timeout: float = Field(default=2.0, ge=0.2, le=30.0, strict=False)
+
+    @model_validator(mode="after")
+    def _fits(self) -> StoreTable:
+        if self.kind == "sqlite" and self.model_fields_set - {"kind"}:
+            raise ValueError('all but kind belongs to kind = "postgresql"')
+        if self.kind == "postgresql" and ("://" in self.conninfo or "=" not in self.conninfo):
+            raise ValueError('conninfo must be words like "host=... dbname=... user=..."')
+        if re.search(r"(?i)\b(password|passfile)\s*=", self.conninfo):
+            raise ValueError("conninfo must not have a password: name a file, or a credential, in password")
         return self
 
 
@@ -162,7 +192,8 @@ class PeerKme(_Table):
 
 
 class Link(_Table):
-    device: str
+    device: str | None = None
+    """None: another process of the site, on the same database, has the device."""
     peer_kme: Name
 
 
@@ -179,6 +210,7 @@ class KmeConfig(_Table):
 
     version: Literal[1]
     kme: Kme
+    store: StoreTable = Field(default_factory=StoreTable)
     limits: Limits = Field(default_factory=Limits)
     peer_kme: list[PeerKme] = Field(min_length=1)
     link: list[Link] = Field(min_length=1)
@@ -201,6 +233,19 @@ class KmeConfig(_Table):
             for other in sae.may_share_with:
                 if other not in foreign:
                     raise ValueError(f"[[sae]] {sae.id!r} may share with {other!r}, which no [[peer_kme]] serves")
+        return self
+
+    @model_validator(mode="after")
+    def _store_fits(self) -> KmeConfig:
+        if self.store.kind == "sqlite":
+            if "store" not in self.kme.model_fields_set:
+                raise ValueError("[kme] store: Field required")
+            if any(link.device is None for link in self.link):
+                raise ValueError("[[link]] device: only one of several processes at a PostgreSQL has none")
+        elif {"store", "epoch_keys"} & self.kme.model_fields_set:
+            raise ValueError("[kme] store and epoch_keys are files of an SQLite store; [store] says PostgreSQL")
+        elif self.kme.site_key is None:
+            raise ValueError("[kme] site_key: all processes at one PostgreSQL need the same one, so it must be named")
         return self
 
     def path(self, value: str) -> Path:
@@ -267,6 +312,8 @@ def needs_restart(old: KmeConfig, new: KmeConfig) -> str:
         return "[kme]: only certificates and sae_id_from change without a restart"
     if old.link != new.link or [(p.id, p.url) for p in old.peer_kme] != [(p.id, p.url) for p in new.peer_kme]:
         return "[[peer_kme]] and [[link]] change only with a restart (the saes of a peer without)"
+    if old.store != new.store:
+        return "[store] changes only with a restart"
     if old.limits.max_key_count != new.limits.max_key_count:
         return "[limits] max_key_count changes only with a restart"
     return ""

@@ -61,8 +61,9 @@ def new_site_key(path: Path) -> None:
     _sync(path.parent)
 
 
-def site_key_path(text: str, base: Path) -> Path:
-    """Where ``site_key`` of the configuration points: a file, or ``credential:NAME`` of the systemd service.
+def site_key_path(text: str, base: Path, key: str = "site_key") -> Path:
+    """Where ``site_key`` (or another ``key``) of the configuration points: a file, or ``credential:NAME`` of the
+    systemd service.
 
     Raises:
         StoreError: a credential is meant and there is no service manager.
@@ -71,7 +72,7 @@ def site_key_path(text: str, base: Path) -> Path:
         return base / text
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     if not folder:
-        raise StoreError(f"site_key {text!r}: $CREDENTIALS_DIRECTORY is not set; systemd sets it for LoadCredential=")
+        raise StoreError(f"{key} {text!r}: $CREDENTIALS_DIRECTORY is not set; systemd sets it for LoadCredential=")
     return Path(folder) / text.removeprefix(_CREDENTIAL)
 
 

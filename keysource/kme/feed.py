@@ -20,8 +20,8 @@ from keysource.device.client import DeviceClient, follow
 from keysource.device.messages import AlarmEvent, BlockEvent, BlockFacts, Event, VoidEvent
 from keysource.errors import KeySourceError, Unavailable
 from keysource.kme import crashpoints
+from keysource.kme.records import LinkRow, StoreError
 from keysource.kme.site import Site
-from keysource.kme.store import LinkRow, StoreError
 
 _STATUS_INTERVAL = 1.0
 _UNNAMED = "unnamed"  # an alarm known from the device's status only; its events tell the kinds

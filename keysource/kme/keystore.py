@@ -169,9 +169,9 @@ class KeyStore(Vault):
         """Delete own free units that the other KME does not hold: ``key_ids`` and all below block ``below``, except
         ``keep``.  Returns how many."""
         with self._transaction():
-            found = self._db.execute(
-                "SELECT key_id FROM key WHERE peer = ? AND own = 1 AND block < ?", (peer, min(below, MAX_BLOCK))
-            )
+            others, values = self._not_others()
+            query = f"SELECT key_id FROM key WHERE peer = ? AND own = 1 AND block < ?{others}"
+            found = self._db.execute(query, (peer, min(below, MAX_BLOCK), *values))
             gone = {row[0] for row in found} - set(keep) | set(key_ids)
             rows = [(key_id, peer) for key_id in gone]
             return self._db.executemany("DELETE FROM key WHERE key_id = ? AND peer = ? AND own = 1", rows).rowcount
@@ -200,6 +200,8 @@ class KeyStore(Vault):
             KeysNotFound: a unit is gone meanwhile.
         """
         with self._taking() as taking:
+            for peer, _units in wanted:
+                self._must_be_well(peer)
             taken = [[self._take(peer, unit, 1, taking) for unit in units] for peer, units in wanted]
             crashpoints.at("multicast.in-transaction")
         crashpoints.at("multicast.taken")
@@ -309,6 +311,10 @@ class KeyStore(Vault):
         return Counts(free.get(1, 0), free.get(0, 0), waiting, *self._counted(peer))
 
     # What is special where several processes are at it
+
+    def _not_others(self) -> tuple[str, list[object]]:
+        """Condition and values for units that no other process may be offering."""
+        return "", []
 
     def _must_be_well(self, peer: str) -> None:
         """Raises :class:`Alarmed`.  Here the only process knows about alarms by itself."""

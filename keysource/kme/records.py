@@ -13,6 +13,11 @@ from keysource.base import KEY_BYTES, End, Origin, Owner
 UNIT_BITS = 8 * KEY_BYTES
 _WEAKEST_FIRST = (Origin.SIMULATED, Origin.EXTERNAL, Origin.COURIERED, Origin.RELAYED, Origin.QKD)
 
+NO_STANDBY = (
+    "synchronous_standby_names of the PostgreSQL server is empty, so nothing confirms a commit but its own disk, and"
+    " a failover could give a key out twice; set it, or require_standby = false in [store]"
+)
+
 
 class StoreError(Exception):
     """The store cannot be opened, is another KME's, or a stored key is damaged; one sentence."""

@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import ssl
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,14 @@ from keysource.kme.feed import Feed
 from keysource.kme.listener import Listener, ListenError
 from keysource.kme.peer_api import PeerApi
 from keysource.kme.peering import PeerClient
-from keysource.kme.records import StoreError
+from keysource.kme.records import Counts, StoreError
 from keysource.kme.sae_api import SaeApi
 from keysource.kme.site import Site
 from keysource.kme.skip_api import SkipApi
 
 _HOUSEKEEPING = 60.0
 _LOOK_AT_FILES = 2.0
+_LOOK_AT_LINKS = 0.5
 _PLAIN = 2  # listeners for SAEs and other KMEs; SKIP's comes after them
 log = structlog.get_logger("kme")
 
@@ -47,7 +48,8 @@ class KmeServer:
         peers = {peer.id: PeerClient(peer.id, peer.url, contexts(config)[1]) for peer in config.peer_kme}
         self.site = Site(config, peers)
         self.audit = Audit(config.audit_path, config.kme.id)
-        self._feeds = [Feed(self.site, link.peer_kme, config.path(link.device)) for link in config.link]
+        devices = {link.peer_kme: link.device for link in config.link if link.device is not None}
+        self._feeds = [Feed(self.site, peer, config.path(device)) for peer, device in devices.items()]
         self._sae_api = SaeApi(self.site, self.faults, self.audit)
         peer_api = PeerApi(self.site, self.audit)
         self._listeners = [
@@ -88,6 +90,8 @@ class KmeServer:
             await self._apply(self.faults.fault)
             tasks = [asyncio.create_task(feed.run()) for feed in self._feeds]
             tasks += [asyncio.create_task(work) for work in (self._housekeeping(), self._follow_files(hangup))]
+            if self.site.shared:
+                tasks.append(asyncio.create_task(self._follow_links()))
             tasks.append(asyncio.create_task(_wait(stop)))
             log.info("ready", kme=self.config.kme.id, sae=str(self._listeners[0].address), pid=os.getpid())
             ready()
@@ -116,6 +120,18 @@ class KmeServer:
             except (sqlite3.Error, StoreError, AuditError, OSError) as error:
                 log.error("the store fails", error=str(error))
             await asyncio.sleep(min(_HOUSEKEEPING, self.config.limits.key_epoch / 2))
+
+    async def _follow_links(self) -> None:
+        said = ""
+        while True:
+            try:
+                await self.site.follow_links()
+                said = ""
+            except StoreError as error:
+                if str(error) != said:
+                    said = str(error)
+                    log.error("the store fails", error=said)
+            await asyncio.sleep(_LOOK_AT_LINKS)
 
     async def _follow_files(self, hangup: asyncio.Event) -> None:
         """SIGHUP: configuration and certificates anew; certificates also when their files change."""
@@ -173,8 +189,9 @@ class KmeServer:
 
     async def _status(self) -> dict[str, Any]:
         links = []
+        store = await self.site.db(lambda store: store.health())
         for peer, link in self.site.links.items():
-            counts = asdict(await self.site.counts(peer))
+            counts = await self._counts(peer)
             row = link.row
             links.append(
                 {
@@ -196,7 +213,8 @@ class KmeServer:
         return {
             "kme": self.config.kme.id,
             "pid": os.getpid(),
-            "epoch": (await self.site.db(lambda store: store.epoch))[0],
+            "store": store,
+            "epoch": await self._epoch(),
             "certificate_ends": not_after(self.config),
             "audit": str(self.config.audit_path),
             "saes": [
@@ -210,6 +228,19 @@ class KmeServer:
             "fault": self.faults.fault.value,
             "links": links,
         }
+
+    async def _counts(self, peer: str) -> dict[str, int | None]:
+        """None of all while the store does not answer."""
+        try:
+            return asdict(await self.site.counts(peer))
+        except StoreError:
+            return {field.name: None for field in fields(Counts)}
+
+    async def _epoch(self) -> int | None:
+        try:
+            return (await self.site.db(lambda store: store.epoch))[0]
+        except StoreError:
+            return None
 
 
 def only_tls13(context: ssl.SSLContext) -> ssl.SSLContext:

@@ -1,6 +1,7 @@
 """What one KME knows and does: its store, the state of its links, and how a key is issued, reserved and fetched.
 
-No HTTP here.  The store works in a thread of its own, one call at a time; everything else belongs to the event loop.
+No HTTP here.  The store works in threads of its own (one, or as many as there are connections to a database), each
+call in one of them; everything else belongs to the event loop.
 
 **Issuing.**  A key leaves this KME only after the other KME has it on its disk as reserved for the same pair.  Until
 then it stays in the store; where the other KME gave no answer, the offer is remembered (with its token) and made
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from queue import SimpleQueue
 from typing import TypeVar
 
 import structlog
@@ -24,11 +26,12 @@ import structlog
 from keysource.base import Owner
 from keysource.kme import crashpoints
 from keysource.kme.config import KmeConfig
-from keysource.kme.epochs import site_key_path
+from keysource.kme.keystore import KeyStore
 from keysource.kme.logs import hashed
 from keysource.kme.peering import PeerClient, PeerUnavailable
 from keysource.kme.records import (
     ANY,
+    Alarmed,
     Counts,
     Deposit,
     KeysNotFound,
@@ -40,7 +43,7 @@ from keysource.kme.records import (
     Unit,
     Wanted,
 )
-from keysource.kme.store import Store
+from keysource.kme.stores import is_shared, open_stores, workers
 
 _T = TypeVar("_T")
 ROUNDS = 8
@@ -50,19 +53,6 @@ Taken = tuple[Unit, StoredKey]
 EXHAUSTED = "exhausted"  # only for lack of keys
 NOT_OWNER = "not-owner"  # all keys of the link are issued at its other end
 log = structlog.get_logger("kme")
-
-
-def open_store(config: KmeConfig) -> Store:
-    """The store of a configuration.  Raises :class:`~keysource.kme.records.StoreError`."""
-    kme = config.kme
-    return Store(
-        config.path(kme.store),
-        kme.id,
-        max_keys=config.limits.max_key_count,
-        site_key=site_key_path(kme.site_key, config.path("")) if kme.site_key else None,
-        epoch_keys=config.path(kme.epoch_keys) if kme.epoch_keys else None,
-        now=time.time(),
-    )
 
 
 class NotNow(Exception):
@@ -105,8 +95,12 @@ class _Pending:
     under_way: bool = True
 
 
-def _free_own(store: Store, peer: str, limit: int, wanted: Wanted) -> list[Unit]:
+def _free_own(store: KeyStore, peer: str, limit: int, wanted: Wanted) -> list[Unit]:
     return store.free_own(peer, limit, wanted)
+
+
+def _link(store: KeyStore, peer: str) -> LinkRow | None:
+    return store.link(peer)
 
 
 def _too_few(terms: Terms) -> NotNow:
@@ -120,8 +114,11 @@ class Site:
         self.config = config
         self.links = {peer.id: LinkState(peer.id) for peer in config.peer_kme}
         self.peers = peers
-        self._store: Store | None = None
-        self._thread = ThreadPoolExecutor(1, "store")
+        self._store: KeyStore | None = None
+        """The first of the open ones; which of them serves a call is the threads' matter."""
+        self._stores: list[KeyStore] = []
+        self._idle: SimpleQueue[KeyStore] = SimpleQueue()
+        self._threads = ThreadPoolExecutor(workers(config), "store")
         self._pending: dict[str, _Pending] = {}
         self._busy: set[str] = set()
         """Units that make up the pending keys."""
@@ -129,32 +126,60 @@ class Site:
 
     async def open(self) -> None:
         """Raises :class:`~keysource.kme.store.StoreError`."""
-        self._store = await self._run(partial(open_store, self.config))
+        self._stores = await self._run(partial(open_stores, self.config))
+        self._store = self._stores[0]
+        for store in self._stores:
+            self._idle.put(store)
+        if not self.config.store.require_standby:
+            log.warning("no synchronous standby is required: a failover of the database may give a key out twice")
         if self._store.migrated:
             log.info("the store of an older release was brought up to date; its keys are wrapped now")
         for peer, state in self.links.items():
-            state.row = await self._run(partial(self._store.link, peer))
+            state.row = await self.db(partial(_link, peer=peer))
             if state.row and state.row.alarm:
                 state.alarms = {"last known": state.row.alarm}
+
+    async def follow_links(self) -> None:
+        """What other processes at the same store have heard of the devices that they have."""
+        for link in self.config.link:
+            state = self.links[link.peer_kme]
+            row = await self.db(partial(_link, peer=link.peer_kme))
+            if link.device is None:
+                state.trouble = "another process of the site has the device"
+                state.alarms = {"last known": row.alarm} if row and row.alarm else {}
+            state.row = row or state.row
+
+    @property
+    def shared(self) -> bool:
+        """Are other processes at the same store?"""
+        return is_shared(self.config)
 
     async def aclose(self) -> None:
         """Close store and connections to the other KMEs."""
         for peer in self.peers.values():
             await peer.aclose()
-        store, self._store = self._store, None
-        if store is not None:
+        self._store = None
+        for store in self._stores:
             await self._run(store.close)
-        self._thread.shutdown(wait=True)
+        self._threads.shutdown(wait=True)
 
-    async def db(self, work: Callable[[Store], _T]) -> _T:
+    async def db(self, work: Callable[[KeyStore], _T]) -> _T:
         """Do something with the store.  Cancelling the caller does not stop it half-way."""
-        store = self._store
-        if store is None:
+        if self._store is None:
             raise NotNow("the KME is stopping")
-        return await self._run(lambda: work(store))
+        return await self._run(partial(self._with_a_store, work))
+
+    def _with_a_store(self, work: Callable[[KeyStore], _T]) -> _T:
+        store = self._idle.get()  # there are as many as threads
+        try:
+            return work(store)
+        except Alarmed as error:
+            raise NotNow(str(error)) from None
+        finally:
+            self._idle.put(store)
 
     async def _run(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def counts(self, peer: str) -> Counts:
         return await self.db(lambda store: store.counts(peer))

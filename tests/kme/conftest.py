@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,9 @@ from keysource.kme.config import KmeConfig, load
 from keysource.kme.control import ControlError, ask
 from keysource.kme.pki import Authority
 from keysource.kme.scaffold import SitePlan, write_pair
+from tests.kme import pgcluster
+from tests.kme.pgcluster import Cluster
+from tests.kme.places import PostgresPlace, SqlitePlace
 
 ROOT = Path(__file__).resolve().parents[2]
 SITES = ("alice", "bob")
@@ -351,3 +354,24 @@ def counts() -> Callable[[int], int]:
 def lab_class() -> type[Lab]:
     """For fixtures of a module that need a laboratory of their own."""
     return Lab
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """A PostgreSQL without a standby, for what is inside one database.  No fsync: nobody pulls a plug here."""
+    if pgcluster.binaries() is None:
+        pytest.skip("PostgreSQL is not installed")
+    cluster = Cluster(fsync="off")
+    try:
+        cluster.primary.start()
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> SqlitePlace | PostgresPlace:
+    """Where a store of either kind can be opened."""
+    if request.param == "sqlite":
+        return SqlitePlace(tmp_path)
+    return PostgresPlace(request.getfixturevalue("postgres"))

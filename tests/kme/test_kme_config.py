@@ -11,7 +11,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from typer.testing import CliRunner
 
 from keysource.kme import cli
-from keysource.kme.config import EXAMPLE, ConfigError, load
+from keysource.kme.config import EXAMPLE, ConfigError, StoreTable, load
 from keysource.kme.pki import Authority
 from keysource.kme.scaffold import ScaffoldError, SitePlan, write_pair
 
@@ -44,11 +44,61 @@ def test_the_example_is_a_configuration(example, tmp_path):
     assert config.local_sae("sae-alice").may_share_with == ["sae-bob"]
 
 
+STORE = EXAMPLE[EXAMPLE.index("# [store]") : EXAMPLE.index("[limits]")]
+
+
+def uncommented(text):
+    return [line.removeprefix("# ") if line.startswith("# ") else line for line in text.splitlines()]
+
+
+@pytest.fixture
+def shared(example):
+    """The example with its PostgreSQL, changed."""
+
+    def make(*changes):
+        store = "\n".join(uncommented(STORE)) + "\n"
+        file = [("# [store]", store + "\n# [store]"), ('store = "state/kme.sqlite"', "")]
+        return example(*file, ("# site_key", "site_key"), *changes)
+
+    return make
+
+
+def test_the_table_of_the_database_has_the_defaults_that_the_example_shows(shared):
+    config = load(shared())
+    told = config.store.model_dump(exclude={"kind", "conninfo", "password"})
+    assert told == StoreTable().model_dump(exclude={"kind", "conninfo", "password"})
+    assert config.control_path.parts[-2:] == ("state", "control.sock")
+    assert "10.0.0.5" not in repr(config.store)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ((" user=qvpn sslmode", " password=x user=qvpn sslmode"), "conninfo must not have a password"),
+        (('conninfo = "host', 'conninfo = "postgresql://host'), "conninfo must be words"),
+        (('kind = "postgresql"', 'kind = "sqlite"'), 'belongs to kind = "postgresql"'),
+        (("site_key = ", "# site_key = "), "site_key: all processes at one PostgreSQL need the same one"),
+        (("# control = ", 'store = "x"\n# control = '), "files of an SQLite store"),
+    ],
+)
+def test_a_mistake_about_the_database_is_one_sentence(shared, change, says):
+    with pytest.raises(ConfigError) as caught:
+        load(shared(change))
+    assert says in str(caught.value)
+    assert "password=x" not in str(caught.value)
+
+
+def test_only_a_process_at_a_database_can_do_without_a_device(example, shared):
+    change = ('device = "link/device.sock"', "")
+    assert load(shared(change)).link[0].device is None
+    with pytest.raises(ConfigError, match="only one of several processes"):
+        load(example(change))
+
+
 def test_every_commented_key_of_the_example_exists_with_its_default(example, tmp_path):
     """What the example shows as optional is accepted when the comment sign goes."""
-    lines = [line.removeprefix("# ") if line.startswith("# ") else line for line in EXAMPLE.splitlines()]
     file = tmp_path / "all.toml"
-    file.write_text("\n".join(lines))
+    file.write_text("\n".join(uncommented(EXAMPLE.replace(STORE, ""))))
     config = load(file)
     assert config.limits == load(example()).limits
     assert config.kme.control == "state/control.sock"

@@ -1,20 +1,23 @@
-"""The store by itself: two stores stand for the two ends; SQLite files are opened again after each kind of end."""
+"""The store by itself, of both kinds: two stores stand for the two ends, and are opened again after an end."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from keysource.base import End, Origin, Owner, derive_key_id
 from keysource.kme.records import KeysNotFound, LinkRow, NotTheSlave, Offer, StoreError, Terms
 from keysource.kme.store import Store
+from tests.kme.places import PostgresPlace, SqlitePlace, opened
 
 PAIR = ("sae-a", "sae-b")
+LONG = os.environ.get("QVPN_TEST_LONG") == "1"
 
 
 def issue(store, key_ids):
@@ -26,18 +29,9 @@ def block_of(number, count=8):
     return bytearray(b"".join(bytes([number, i]) * 16 for i in range(count)))
 
 
-@contextlib.contextmanager
-def opened(folder, name, end, owner=Owner.ALTERNATE, max_keys=1000):
-    store = Store(folder / name / "kme.sqlite", name, max_keys=max_keys)
-    try:
-        yield store, store.bind_link(LinkRow("other", "link", end, owner, Origin.QKD, 2))
-    finally:
-        store.close()
-
-
 @pytest.fixture
-def ends(tmp_path):
-    with opened(tmp_path, "a", End.A) as a, opened(tmp_path, "b", End.B) as b:
+def ends(place):
+    with opened(place, "a", End.A) as a, opened(place, "b", End.B) as b:
         yield a, b
 
 
@@ -174,8 +168,8 @@ def test_reservations_expire(ends):
     assert b.counts("other").reserved == 0
 
 
-def test_a_full_store_drops_whole_old_blocks_but_no_reservation(tmp_path):
-    with opened(tmp_path, "b", End.B, max_keys=10) as (b, row):
+def test_a_full_store_drops_whole_old_blocks_but_no_reservation(place):
+    with opened(place, "b", End.B, max_keys=10) as (b, row):
         b.add_block(row, 0, block_of(0))
         reserved = derive_key_id("link", 0, 0)
         reserve(b, [reserved])
@@ -188,31 +182,44 @@ def test_a_full_store_drops_whole_old_blocks_but_no_reservation(tmp_path):
 # On the disk
 
 
-def test_everything_is_there_after_closing_and_opening(tmp_path):
-    with opened(tmp_path, "b", End.B) as (b, row):
+def test_everything_is_there_after_closing_and_opening(place):
+    with opened(place, "b", End.B) as (b, row):
         b.add_block(row, 0, block_of(0))
         reserve(b, [derive_key_id("link", 0, 0)])
         b.set_alarm("other", "qber: high")
-    with opened(tmp_path, "b", End.B) as (b, row):
+    with opened(place, "b", End.B) as (b, row):
         assert (row.next_block, row.alarm, row.hops) == (1, "qber: high", 2)
         assert b.fetch(*PAIR, [derive_key_id("link", 0, 0)])
 
 
 def test_a_transaction_that_fails_changes_nothing(ends):
     (a, row), _ = ends
-    a._db.execute(
-        "CREATE TRIGGER full BEFORE INSERT ON key WHEN NEW.position = 5 BEGIN SELECT RAISE(ABORT, 'full'); END"
-    )
-    with pytest.raises(sqlite3.Error):
-        a.add_block(row, 0, block_of(0))
-    assert a.counts("other").own_free == 0
-    assert a.link("other").next_block == 0
-    a._db.execute("DROP TRIGGER full")
-    assert a.add_block(row, 0, block_of(0))
+    a.add_block(row, 0, block_of(0))
+    [first, second] = (unit.key_id for unit in a.free_own("other", 2))
+    with pytest.raises(ZeroDivisionError), a._transaction():
+        a._db.execute("DELETE FROM key WHERE key_id = ?", (first,))
+        raise ZeroDivisionError
+    with pytest.raises(KeysNotFound):
+        issue(a, [first, second, "nothing"])
+    assert a.counts("other").own_free == 4
+    assert len(issue(a, [first, second])) == 2
+
+
+def test_a_block_that_fails_half_way_changes_nothing(tmp_path):
+    with opened(SqlitePlace(tmp_path), "a", End.A) as (a, row):
+        a._db.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON key WHEN NEW.position = 5 BEGIN SELECT RAISE(ABORT, 'full'); END"
+        )
+        with pytest.raises(sqlite3.Error):
+            a.add_block(row, 0, block_of(0))
+        assert a.counts("other").own_free == 0
+        assert a.link("other").next_block == 0
+        a._db.execute("DROP TRIGGER full")
+        assert a.add_block(row, 0, block_of(0))
 
 
 def test_files_are_private_and_written_through(tmp_path):
-    with opened(tmp_path, "a", End.A) as (a, row):
+    with opened(SqlitePlace(tmp_path), "a", End.A) as (a, row):
         a.add_block(row, 0, block_of(0))
         folder = tmp_path / "a"
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -230,7 +237,7 @@ def test_files_are_private_and_written_through(tmp_path):
 
 
 def test_what_lies_there_is_wrapped_and_overwritten_when_deleted(tmp_path):
-    with opened(tmp_path, "a", End.A) as (a, row):
+    with opened(SqlitePlace(tmp_path), "a", End.A) as (a, row):
         a.add_block(row, 0, block_of(7))
         file = tmp_path / "a" / "kme.sqlite"
         key_id = derive_key_id("link", 0, 0)
@@ -255,7 +262,7 @@ def test_what_lies_there_is_wrapped_and_overwritten_when_deleted(tmp_path):
     ],
 )
 def test_a_store_that_will_not_do_is_one_sentence(tmp_path, spoil, says):
-    with opened(tmp_path, "a", End.A):
+    with opened(SqlitePlace(tmp_path), "a", End.A):
         pass
     spoil(tmp_path / "a")
     for _ in range(2):  # and it does not stay locked
@@ -264,7 +271,7 @@ def test_a_store_that_will_not_do_is_one_sentence(tmp_path, spoil, says):
 
 
 def test_a_store_belongs_to_one_kme_one_link_and_one_process(tmp_path):
-    with opened(tmp_path, "a", End.A) as (a, row):
+    with opened(SqlitePlace(tmp_path), "a", End.A) as (a, row):
         with pytest.raises(StoreError, match="another KME process"):
             Store(tmp_path / "a" / "kme.sqlite", "a", max_keys=10)
         for other in (
@@ -284,15 +291,11 @@ def test_a_store_belongs_to_one_kme_one_link_and_one_process(tmp_path):
 class TwoEnds(RuleBasedStateMachine):
     """Both stores under any order of events, as two dictionaries would have it: no key is ever out twice."""
 
-    def __init__(self):
+    def __init__(self, place):
         super().__init__()
-        import tempfile
-        from pathlib import Path
-
         self.stack = contextlib.ExitStack()
-        folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        self.a, self.row_a = self.stack.enter_context(opened(folder, "a", End.A))
-        self.b, self.row_b = self.stack.enter_context(opened(folder, "b", End.B))
+        self.a, self.row_a = self.stack.enter_context(opened(place, "a", End.A))
+        self.b, self.row_b = self.stack.enter_context(opened(place, "b", End.B))
         self.next_block = 0
         self.at_b = {}  # key_ID -> "free" or token, keys that end a owns
         self.at_a = set()
@@ -361,5 +364,14 @@ class TwoEnds(RuleBasedStateMachine):
         assert self.b.counts("other").reserved == sum(state != "free" for state in self.at_b.values())
 
 
-TwoEnds.TestCase.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
-TestTwoEnds = TwoEnds.TestCase
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_two_ends_are_as_the_model(request, tmp_path_factory, kind):
+    def machine():
+        if kind == "sqlite":
+            return TwoEnds(SqlitePlace(tmp_path_factory.mktemp("ends")))
+        return TwoEnds(PostgresPlace(request.getfixturevalue("postgres")))
+
+    examples = {"sqlite": 20, "postgres": 20 if LONG else 6}[kind]
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=examples, stateful_step_count=25, deadline=None)
+    )
