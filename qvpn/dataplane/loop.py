@@ -37,6 +37,10 @@ class PacketSelector(selectors.BaseSelector):
         self._outer = select.epoll()
         self._outer.register(self._inner.fileno(), select.EPOLLIN)
         self._readers: dict[int, PacketReader] = {}
+        self._asks = (self._inner.fileno(), select.EPOLLIN)
+        """The event that something of the loop's own is ready."""
+        self._went_first = False
+        """It had the last turn alone, so packets have theirs now whatever else is ready."""
         self.on_error: Callable[[Exception], None] | None = None
         """Told what a packet reader raised."""
         self.woken = False
@@ -64,6 +68,11 @@ class PacketSelector(selectors.BaseSelector):
         self.woken = False
         while True:
             events = poll(wait, EVENTS)
+            if self._asks in events and len(events) > 1 and not self._went_first:
+                # Both wait: a process that was stopped hears what became of its keys before it uses them again.
+                self._went_first = True
+                return self._inner.select(0)
+            self._went_first = False
             for descriptor, _ in events:
                 reader = readers.get(descriptor)
                 if reader is not None:

@@ -228,3 +228,52 @@ def test_packets_pass_without_a_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch
 
     run(main)
     assert turns < 50
+
+
+def test_what_control_says_is_heard_before_packets_that_wait_with_it(pair: Pair) -> None:
+    """A lane that was stopped finds both when it goes on: an order to erase keys, and packets to use them for."""
+    ours, theirs = pair
+    order: list[bytes] = []
+
+    async def main(loop: PacketLoop) -> None:
+        control, daemon = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with control, daemon:
+            loop.add_packet_reader(ours.fileno(), lambda fd: order.append(os.read(fd, 9)))
+            loop.add_reader(control, lambda: order.append(control.recv(9)))
+            theirs.send(b"packet")
+            daemon.send(b"erase")
+            while len(order) < 2:
+                await asyncio.sleep(0.001)
+            loop.remove_reader(control)
+
+    run(main)
+    assert order == [b"erase", b"packet"]
+
+
+def test_control_that_never_ends_does_not_starve_packets(pair: Pair) -> None:
+    ours, theirs = pair
+    order: list[str] = []
+
+    async def main(loop: PacketLoop) -> None:
+        control, daemon = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with control, daemon:
+            done = loop.create_future()
+
+            def packet(fd: int) -> None:
+                order.append("packet")
+                os.read(fd, 9)
+                if order.count("packet") < 5:
+                    theirs.send(b"next")
+                elif not done.done():
+                    done.set_result(None)
+
+            loop.add_packet_reader(ours.fileno(), packet)
+            loop.add_reader(control, lambda: order.append("control"))  # which reads nothing, so it stays ready
+            daemon.send(b"for ever")
+            theirs.send(b"first")
+            await done
+            loop.remove_reader(control)
+
+    run(main)
+    assert order[0] == "control"
+    assert order.count("control") <= 3 * order.count("packet") + 3
