@@ -27,6 +27,7 @@ ON_EVERY_LINK = ("wireguard-go",)
 
 
 OFTEN, RARELY = "qvpn rekey 1s", "qvpn rekey 60s"
+OVER_QUIC, OVER_TCP = "qvpn over quic", "openvpn over tcp"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,18 @@ def plan(
         cases += [Case(tunnel, LINKS[name], some) for tunnel in here]
     if extras and "default" in links:
         cases += _variants(measures)
+        cases += _carriers(measures)
     return [case for case in cases if case.measures]
+
+
+def _carriers(measures: Sequence[str]) -> list[Case]:
+    """Where UDP does not pass: ours over QUIC, beside OpenVPN over TCP."""
+    wanted = [each for each in measures if each in (*THROUGHPUT, "idle", "load")]
+    tunnels: list[Tunnel] = [Qvpn(OVER_QUIC, transport="quic")]
+    over_tcp = OpenVpn(OVER_TCP, tcp=True)
+    if over_tcp.absent() is None:
+        tunnels.append(over_tcp)
+    return [Case(tunnel, LINKS["default"], wanted) for tunnel in tunnels]
 
 
 def _variants(measures: Sequence[str]) -> list[Case]:

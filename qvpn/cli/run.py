@@ -32,11 +32,11 @@ def up(file: File) -> None:
 
 def demo(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
-    transport: Annotated[str, typer.Option(help="How the sites reach each other: udp.")] = "udp",
+    transport: Annotated[str, typer.Option(help="How the sites reach each other: udp or quic.")] = "udp",
 ) -> None:
     """Two sites, an untrusted network, KMEs and a simulated QKD link on this machine, step by step."""
-    if transport != "udp":
-        raise usage(f'--transport is "udp" in this version, not {transport!r}')
+    if transport not in ("udp", "quic"):
+        raise usage(f'--transport is "udp" or "quic", not {transport!r}')
     try:
         from qvpn.demo.run import main
     except ImportError:

@@ -32,6 +32,8 @@ _RECORD = 0x10
 _HANDSHAKE = {1: "M1", 2: "M2", 3: "M3", 4: "M4", 5: "RETRY", 6: "M3R"}
 _RETRY = 5
 """First byte of a record and of the handshake datagrams (qvpn/handshake/PROTOCOL.md, chapter 3)."""
+_QUIC_BIT = 0x40
+"""Set in the first byte of every QUIC packet, and in no other datagram of the tunnel."""
 
 _stopping = False
 
@@ -52,6 +54,7 @@ class Tally:
         self.with_plaintext = 0
         self.with_inner_address = 0
         self.records = 0
+        self.quic = 0
         self.handshake: dict[str, int] = {}
         self.suites: set[int] = set()
         self.last_record_at: float | None = None
@@ -92,6 +95,8 @@ class Tally:
         if datagram[0] == _RECORD:
             self.records += 1
             self.last_record_at = now
+        elif datagram[0] & _QUIC_BIT:
+            self.quic += 1
         elif name := _HANDSHAKE.get(datagram[0]):
             self.handshake[name] = self.handshake.get(name, 0) + 1
             if len(datagram) > 2 and datagram[0] != _RETRY:
@@ -106,6 +111,7 @@ class Tally:
             "frames_with_plaintext": self.with_plaintext,
             "frames_with_inner_address": self.with_inner_address,
             "tunnel_records": self.records,
+            "quic_packets": self.quic,
             "handshake_datagrams": self.handshake,
             "suites": sorted(self.suites),
             "last_record_at": self.last_record_at,

@@ -16,17 +16,15 @@ _JSON = "--json"
 
 def main(json: bool = False, transport: str = "udp") -> int:
     """Run the whole demo; returns 0 only if every step held.  Everything it makes is gone when this returns."""
-    if transport != "udp":
-        print(f'qvpn demo: the transport is "udp" in this version, not {transport!r}', file=sys.stderr)
-        return 2
+    options = [transport, *([_JSON] if json else [])]
     try:
-        return sandbox.run(module("qvpn.demo.run", *([_JSON] if json else [])))
+        return sandbox.run(module("qvpn.demo.run", *options))
     except sandbox.SandboxError as error:
         print(f"qvpn demo: {error}", file=sys.stderr)
         return 1
 
 
-def _inside(as_json: bool) -> int:
+def _inside(transport: str, as_json: bool) -> int:
     # Imported here: the outer process needs none of it.
     from qvpn.demo import report
     from qvpn.demo.acts import Acts
@@ -38,9 +36,10 @@ def _inside(as_json: bool) -> int:
     teller = report.teller(as_json=as_json)
     teller.say("qvpn demo: site alice, site bob, an untrusted network, a simulated QKD link, two KMEs, four daemons.")
     teller.say("The link is simulated, so nothing here has quantum security; every mechanism is the real one.")
+    teller.say("The sites reach each other over UDP." if transport == "udp" else "All of it travels inside QUIC.")
     teller.say(f"For the demo keys live short: rekey every {REKEY:g} s, hard end after {HARD_END:g} s.")
     with two_sites(_FOLDER) as lab:
-        scene = Scene(lab)
+        scene = Scene(lab, transport)
         acts = Acts(scene)
         script = Script(teller, scene.tails)
         for name, title, body, ground in acts.all():
@@ -55,7 +54,7 @@ def _inside(as_json: bool) -> int:
 
 def _work() -> int:
     try:
-        return _inside(_JSON in sys.argv[1:])
+        return _inside("quic" if "quic" in sys.argv[1:] else "udp", _JSON in sys.argv[1:])
     except BrokenPipeError:
         # Whoever read our output went away; nothing more is to be said, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -37,8 +37,9 @@ _KME, _LINK, _TUNNEL = "kme.toml", "link.toml", "qvpn.toml"
 class Scene:
     """The programs of both sites and the fibre; nothing runs before ``start_...``."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, transport: str = "udp") -> None:
         self.lab = lab
+        self.transport = transport
         self.marker = payload.new_marker()
         self.pairs: dict[str, dict[str, Daemon]] = {
             STRICT: {site: Daemon(lab, site) for site in SITES},
@@ -55,7 +56,10 @@ class Scene:
         self._lay_the_fibre()
         for site in SITES:
             sites.with_ipv6_inside(self.lab, site)
-            sites.change(self.lab, site, lambda table: table["peer"][0].update(hard_end=f"{HARD_END:g}s"))
+            sites.change(self.lab, site, self._short_lived)
+
+    def _short_lived(self, table: toml.Table) -> None:
+        table["peer"][0].update(hard_end=f"{HARD_END:g}s", transport=self.transport)
 
     def prepare_second_pair(self) -> None:
         """The second daemon of each site, in its folder ``prefer``."""

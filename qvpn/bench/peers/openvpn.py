@@ -24,8 +24,13 @@ _DONE = "Initialization Sequence Completed"
 
 
 class OpenVpn:
-    name = "openvpn"
+    """Over UDP, or over TCP as it is used where nothing else passes."""
+
     cipher = "AES-256-GCM"
+
+    def __init__(self, name: str = "openvpn", *, tcp: bool = False) -> None:
+        self.name = name
+        self._tcp = tcp
 
     def version(self) -> str:
         found = find("openvpn")
@@ -43,7 +48,7 @@ class OpenVpn:
 
     def _start_end(self, lab: Lab, name: str, prints: dict[str, str]) -> Process:
         folder = lab.site_folder(name)
-        (folder / "openvpn.conf").write_text(config(name, prints))
+        (folder / "openvpn.conf").write_text(config(name, prints, tcp=self._tcp))
         command = [need("openvpn"), "--cd", str(folder), "--config", "openvpn.conf"]
         return lab[name].start("openvpn", command)
 
@@ -55,13 +60,13 @@ def _wait_done(process: Process) -> None:
         raise BenchError(f"{process.name} did not choose AES-256-GCM{process.last_words()}")
 
 
-def config(name: str, prints: dict[str, str]) -> str:
+def config(name: str, prints: dict[str, str], *, tcp: bool = False) -> str:
     """One end's configuration; ``prints`` are the certificates' SHA-256 fingerprints."""
     other = next(each for each in prints if each != name)
     lines = [
         "dev tun-ovpn",
         "dev-type tun",
-        "proto udp4",
+        f"proto {_protocol(name, tcp)}",
         f"local {OUTER[name]}",
         f"remote {OUTER[other]}",
         f"port {PORT}",
@@ -77,6 +82,12 @@ def config(name: str, prints: dict[str, str]) -> str:
         "verb 4",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _protocol(name: str, tcp: bool) -> str:
+    if not tcp:
+        return "udp4"
+    return "tcp4-server" if name == ENDS[0] else "tcp4-client"
 
 
 def _identity(folder: Path, name: str) -> str:

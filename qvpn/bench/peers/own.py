@@ -27,16 +27,20 @@ _CARRYING = ("qkd", "chained", "pqc")
 class Qvpn:
     """``rekey`` in seconds; ``suite`` 1, 2 or 3; more than one ``lanes`` where the daemon has them."""
 
-    def __init__(self, name: str = "qvpn", *, suite: int = 1, rekey: float = 5.0, lanes: int = 1) -> None:
+    def __init__(
+        self, name: str = "qvpn", *, suite: int = 1, rekey: float = 5.0, lanes: int = 1, transport: str = "udp"
+    ) -> None:
         self.name = name
         self.cipher = CIPHERS[suite]
         self._suite = suite
         self._rekey = rekey
         self._lanes = lanes
+        self._transport = transport
 
     def version(self) -> str:
         suite = f"suite {self._suite:02d} ({HANDSHAKES[self._suite]})"
-        return f"{__version__}, {suite}, rekey {self._rekey:g} s, lanes {self._lanes}"
+        over = "" if self._transport == "udp" else f", over {self._transport}"
+        return f"{__version__}, {suite}, rekey {self._rekey:g} s, lanes {self._lanes}{over}"
 
     def absent(self) -> str | None:
         return None
@@ -60,6 +64,8 @@ class Qvpn:
         """Only what differs from the file as ``init`` wrote it."""
         if self._suite != 1:
             table["peer"][0]["suites"] = [self._suite]
+        if self._transport != "udp":
+            table["peer"][0]["transport"] = self._transport
         if self._lanes != 1:
             table["tunnel"]["lanes"] = self._lanes
 

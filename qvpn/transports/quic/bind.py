@@ -332,11 +332,14 @@ class QuicBind(Layer):
         if not link.ended:
             self._flush(link, now)
             link.take_events()
-        if link.ended or self._overdue(link, now):
+        if link.ended or now >= self._deadline(link):
             self._end(link)
             return
-        due = link.quic.get_timer()
-        if due is None or due >= link.due:
+        due = self._deadline(link)
+        wanted = link.quic.get_timer()
+        if wanted is not None and wanted < due:
+            due = wanted
+        if due >= link.due:
             return
         if link.timer is not None:
             link.timer.cancel()
@@ -354,13 +357,13 @@ class QuicBind(Layer):
         self._after(link, now)
 
     @staticmethod
-    def _overdue(link: Link, now: float) -> bool:
-        """Nobody is there, or nobody whom we know."""
+    def _deadline(link: Link) -> float:
+        """When nobody is there, or nobody whom we know."""
         if link.client:
-            return link.dead(now) if link.up else now - link.since > SILENT
+            return link.silent_until if link.up else link.since + SILENT
         if link.kept:
-            return False
-        return now - link.since > (STRANGER_LIFE if link.up else HALF_OPEN_LIFE)
+            return float("inf")
+        return link.since + (STRANGER_LIFE if link.up else HALF_OPEN_LIFE)
 
     def _end(self, link: Link) -> None:
         """Forget a connection, after telling its other end."""

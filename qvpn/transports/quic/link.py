@@ -181,9 +181,14 @@ class Link:
 
     # life
 
+    @property
+    def silent_until(self) -> float:
+        """When it is taken for dead if nothing comes."""
+        return float("inf") if self._unanswered is None else self._unanswered + SILENT
+
     def dead(self, now: float) -> bool:
         """Ended, or nobody answers."""
-        return self.ended or (self._unanswered is not None and now - self._unanswered > SILENT)
+        return self.ended or now >= self.silent_until
 
     def moved(self) -> bool:
         """Take the other end's new address over, if it has one."""

@@ -105,7 +105,7 @@ def test_pubkey_of_something_else(data: bytes) -> None:
         ["up"],
         ["init"],
         ["init", "/nowhere", "--left", "alice@h:1"],
-        ["demo", "--transport", "quic"],
+        ["demo", "--transport", "pigeon"],
         ["status", "--nosuch"],
     ],
 )

@@ -24,6 +24,8 @@ from qvpn.handshake.parameters import Randomness
 from qvpn.netio.base import Address
 from qvpn.netio.memory import Impairments, MemoryBind, MemoryNetwork, MemoryTun
 from qvpn.sitefiles import PeerKeys, SiteFiles
+from qvpn.transports.base import Transport, TransportContext
+from qvpn.transports.quic.transport import Quic
 
 OUTER = {"alice": "192.0.2.1", "bob": "192.0.2.2"}
 INNER = {"alice": "10.90.0.1", "bob": "10.90.0.2"}
@@ -134,17 +136,40 @@ class BoxSource:
         return Key(key_id, bytearray(flipped), self.origin)
 
 
+class PickyNetwork(MemoryNetwork):
+    """Swallows every datagram of which ``swallow`` says so, as a firewall does that looks inside."""
+
+    swallow: Callable[[bytes], bool] = staticmethod(lambda datagram: False)
+
+    def _carry(self, source: Address, destination: Address, datagram: bytes, ecn: int) -> None:
+        if self.swallow(datagram):
+            self.counts["swallowed"] += 1
+        else:
+            super()._carry(source, destination, datagram, ecn)
+
+
 class World:
     """Two sites and the network between them."""
 
-    def __init__(self, *, rekey: str = "10s", more: str = "", endpoints: tuple[str, ...] = ("alice", "bob")) -> None:
-        self.network = MemoryNetwork(1, Impairments(delay=0.002))
+    def __init__(
+        self,
+        *,
+        rekey: str = "10s",
+        more: str = "",
+        endpoints: tuple[str, ...] = ("alice", "bob"),
+        quic: bool = False,
+        seed: int = 1,
+    ) -> None:
+        """``quic``: both sites can speak it; which they do stands in ``more``."""
+        self.network = PickyNetwork(seed, Impairments(delay=0.002))
+        self.quic = quic
         self.box = Box()
         self.rekey, self.more, self.endpoints = rekey, more, endpoints
         self.daemons: dict[str, Daemon] = {}
         self.sources: dict[str, BoxSource] = {}
         self.tuns: dict[str, MemoryTun] = {}
         self.binds: dict[str, MemoryBind] = {}
+        self.transports: dict[str, dict[str, Transport]] = {}
         self.logs: dict[str, list[dict[str, Any]]] = {}
         self.sent = 0
 
@@ -163,16 +188,19 @@ class World:
         files = SiteFiles(config, IDENTITIES[site], {other: PeerKeys((IDENTITIES[other].public,))})
         self.tuns[site] = MemoryTun()
         self.binds[site] = self.network.bind(Address(ipaddress.ip_address(OUTER[site]), PORT))
+        transports = self.transports[site] = {"quic": quic_transport(self.network)} if self.quic else {}
+        bind = transports["quic"].over(self.binds[site]) if transports else self.binds[site]
         self.sources[site] = source or self.sources.get(site) or BoxSource(self.box, site)
         self.logs[site] = []
         self.daemons[site] = Daemon(
             files,
             self.tuns[site],
-            self.binds[site],
+            bind,
             {"box": self.sources[site]},
             clock=lambda: self.network.now,
             log=structlog.wrap_logger(None, processors=[Catch(self.logs[site])]),
             randomness=Randomness(random.randbytes, random.random),
+            transports=transports,
         )
         return self.daemons[site]
 
@@ -231,6 +259,27 @@ class World:
             await asyncio.sleep(0.005)
         await asyncio.sleep(0.1)
         return len(taken) - before
+
+
+def quic_transport(network: MemoryNetwork) -> Quic:
+    """With a certificate of its own, in the network's time."""
+
+    def nothing(path: Path, data: bytes = b"") -> bytes:
+        return b""
+
+    return Quic(
+        {},
+        TransportContext(
+            base=Path("/nonexistent"),
+            state=Path("/nonexistent"),
+            read_file=nothing,
+            read_secret=nothing,
+            write_secret=nothing,  # type: ignore[arg-type]
+            clock=lambda: network.now,
+            call_later=lambda seconds, callback: asyncio.get_running_loop().call_later(seconds, callback),
+            log=None,
+        ),
+    )
 
 
 class Catch:
