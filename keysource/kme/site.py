@@ -12,6 +12,7 @@ says that the key is taken, and it is dropped.
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -48,6 +49,8 @@ from keysource.kme.stores import is_shared, open_stores, workers
 _T = TypeVar("_T")
 ROUNDS = 8
 _MOST_PENDING = 4096
+MANY, COUNT_AGAIN = 4096, 0.5
+"""Keys of a large stock, and seconds for which its count is good enough for an SAE's status."""
 ISSUE_TIMEOUT = 1.6
 Taken = tuple[Unit, StoredKey]
 EXHAUSTED = "exhausted"  # only for lack of keys
@@ -123,6 +126,7 @@ class Site:
         self._busy: set[str] = set()
         """Units that make up the pending keys."""
         self.choosing = asyncio.Lock()
+        self._counted: dict[str, tuple[float, Counts]] = {}
 
     async def open(self) -> None:
         """Raises :class:`~keysource.kme.store.StoreError`."""
@@ -180,6 +184,15 @@ class Site:
 
     async def _run(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def counts_for_saes(self, peer: str) -> Counts:
+        """The same for a status that many ask for.  Counting takes milliseconds where there is much: of more than
+        :data:`MANY` keys the count may be up to :data:`COUNT_AGAIN` seconds old."""
+        at, counted = self._counted.get(peer, (-math.inf, None))
+        if counted is None or time.monotonic() >= at + COUNT_AGAIN or counted.own_free + counted.peer_free <= MANY:
+            counted = await self.counts(peer)
+            self._counted[peer] = time.monotonic(), counted
+        return counted
 
     async def counts(self, peer: str) -> Counts:
         return await self.db(lambda store: store.counts(peer))

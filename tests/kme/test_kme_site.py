@@ -192,3 +192,27 @@ async def test_a_deadline_never_falls_between_deleting_and_handing_out(ground, m
     real = site._store.issue
     monkeypatch.setattr(site._store, "issue", lambda *args: (time.sleep(0.3), real(*args))[1])
     assert len(await issue(site, 2)) == 2
+
+
+async def test_a_large_stock_is_not_counted_anew_for_every_status(ground, monkeypatch):
+    site, _peer = ground
+    counted = []
+    whole = site.counts
+
+    async def count(peer):
+        counted.append(peer)
+        return await whole(peer)
+
+    monkeypatch.setattr(site, "counts", count)
+    for left in (7, 6, 5):  # a small one is
+        await issue(site)
+        assert (await site.counts_for_saes(PEER)).own_free == left
+    assert len(counted) == 3
+    monkeypatch.setattr(site_module, "MANY", 2)
+    before = (await site.counts_for_saes(PEER)).own_free
+    assert (await site.counts_for_saes(PEER)).own_free == before
+    await issue(site)
+    assert (await site.counts_for_saes(PEER)).own_free == before
+    assert len(counted) == 3
+    monkeypatch.setattr(site_module, "COUNT_AGAIN", 0.0)
+    assert (await site.counts_for_saes(PEER)).own_free == before - 1
