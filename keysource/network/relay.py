@@ -10,6 +10,7 @@ The rules that matter:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -20,8 +21,8 @@ from keysource.network.core import HOP_ATTEMPTS, HOP_RETRY, KEPT, LACKING_WAIT, 
 from keysource.network.errors import Lacking, NetworkError, NotAuthentic, TooFew
 from keysource.network.messages import Ack, BadMessage, Header, Share, Void
 
-Name = tuple[str, int]
-"""(transfer, index of the path)."""
+Name = tuple[str, int, tuple[str, ...]]
+"""(transfer, index of the path, path): what a corrupt node sends under another path's name meets no right share."""
 
 
 @dataclass(slots=True)
@@ -41,12 +42,16 @@ class Passing:
 
     @property
     def name(self) -> Name:
-        return self.header.transfer, self.header.index
+        return _name(self.header)
 
     @property
     def following(self) -> str | None:
         path = self.header.path
         return path[self.place + 1] if self.place + 1 < len(path) else None
+
+
+def _name(header: Header) -> Name:
+    return header.transfer, header.index, header.path
 
 
 class Relays:
@@ -64,7 +69,7 @@ class Relays:
 
     def begin(self, header: Header, wrapped: bytes, now: float) -> None:
         """The initiator's share sets out."""
-        self._passing[(header.transfer, header.index)] = passing = Passing(header, wrapped, 0, now + KEPT)
+        self._passing[_name(header)] = passing = Passing(header, wrapped, 0, now + KEPT)
         self._send(passing, now)
 
     def forget(self, transfer: str) -> None:
@@ -89,7 +94,7 @@ class Relays:
         crashes.at("share.asked")
         header = share.header
         self._check(sender, share)
-        known = self._passing.get((header.transfer, header.index))
+        known = self._passing.get(_name(header))
         if known is not None and known.got_attempt == header.attempt:
             self._answer(sender, header, "relayed")
             return
@@ -109,11 +114,17 @@ class Relays:
 
     def acknowledged(self, sender: str, ack: Ack, now: float) -> None:
         """What the next node says.  What does not fit, or is late, is dropped."""
-        passing = self._passing.get((ack.transfer, ack.index))
-        if passing is None or passing.following != sender:
-            return
+        found = [
+            p for p in self._passing.values() if p.name[:2] == (ack.transfer, ack.index) and p.following == sender
+        ]
+        for passing in found:
+            self._said(passing, sender, ack, now)
+
+    def _said(self, passing: Passing, sender: str, ack: Ack, now: float) -> None:
         if ack.status == "failed":
-            self._fail(passing, ack.message, ack.at or (self._core.name, sender), now)
+            beyond = list(itertools.pairwise(passing.header.path))[passing.place :]
+            here = (self._core.name, sender)  # a node may blame only what lies behind it
+            self._fail(passing, ack.message, ack.at if ack.at in beyond else here, now)
         elif passing.next_try is not None and ack.attempt == passing.attempt:
             if ack.status == "relayed":
                 passing.next_try = None

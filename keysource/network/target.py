@@ -84,12 +84,14 @@ class Target:
         if pending is None or pending.terms.transfer != header.transfer or pending.proof:
             return
         terms, index = pending.terms, header.index
+        if header.path != terms.paths[index]:  # a corrupt node's; it must not bring down what the right ones carry
+            self._core.tell("refused", connection=self.connection.name, reason="a share came over another path")
+            return
         try:
-            if header.path != terms.paths[index] or (pending.kem or header.kem) != header.kem:
-                raise NotAuthentic("a share came with another path or ciphertext than was said")
-            pending.kem = header.kem
+            # Each with its own ciphertext: nobody else knows the public key, so a wrong one is its path's fault.
             secret = shares.decapsulate_untrusted(pending.private, header.kem)
             pending.parts[index] = shares.unwrap_untrusted(secret, terms, index, wrapped)
+            pending.kem = header.kem
         except NotAuthentic as error:
             self._core.tell("altered", connection=self.connection.name, path=terms.paths[index], reason=str(error))
             self._give_up(pending, str(error), index, altered=True)

@@ -173,13 +173,10 @@ class Topology(Table):
         return ""
 
     def origin_over(self, paths: Sequence[Sequence[str]]) -> Origin:
-        """What a key may claim that came over these paths."""
-        origins = [
-            link.origin for path in paths for pair in itertools.pairwise(path) if (link := self.link_between(*pair))
-        ]
-        if any(len(path) > 2 for path in paths):
-            origins.append(Origin.RELAYED)
-        return weakest(origins)
+        """What a key may claim that came over these paths.  Never ``qkd``: the keys of a connection do not change the
+        origin with the way, and one over a direct link is relayed over no trusted node."""
+        links = [self.link_between(*pair) for path in paths for pair in itertools.pairwise(path)]
+        return weakest([Origin.RELAYED, *(link.origin for link in links if link)])
 
     def origin_at_most(self) -> Origin:
         """What the worst key of this network may claim."""

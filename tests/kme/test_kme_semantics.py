@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import random
 import uuid
 
 import aiohttp
 import pytest
 
 from keysource import tls
+from keysource.base import Origin
+from keysource.device.messages import BlockFacts
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -353,3 +356,29 @@ async def test_the_log_has_no_key_and_no_key_id(shared_lab):
         assert key_id not in text
         for spelling in (key.hex(), base64.b64encode(key).decode()):
             assert spelling not in text
+
+
+# Relayed keys: what a device says of one block
+
+
+async def test_a_relayed_block_says_what_it_is_in_every_key(shared_lab):
+    facts = BlockFacts(Origin.RELAYED, 2, (("west", "north", "middle", "east"),))
+    block, keys = shared_lab.next_block, random.Random(1).randbytes(4 * 32)
+    shared_lab.next_block += 1
+    for device in shared_lab.devices.values():
+        device.publish(block, bytearray(keys), facts)
+    for site in ("alice", "bob"):
+        await shared_lab.until(lambda site=site: shared_lab.status(site)["links"][0]["next_block"] > block, site)
+    wanted = {"number": 2, "extension_mandatory": [{"qvpn_origin": "relayed"}, {"qvpn_max_hops": 1}]}
+    refused = await enc(shared_lab, wanted)
+    assert refused.status == 400 and refused.json["message"] == UNMET
+    wanted["extension_mandatory"][1]["qvpn_max_hops"] = 2
+    drawn = await enc(shared_lab, wanted)
+    fetched = await dec(shared_lab, list(keys_of(drawn)))
+    for answer in (drawn, fetched):
+        assert [key["key_extension"] for key in answer.json["keys"]] == [
+            {"qvpn_origin": "relayed", "qvpn_hops": 2}
+        ] * 2
+        assert sorted(keys_of(answer).values()) == sorted([keys[:32], keys[64:96]])
+    link = shared_lab.status("bob")["links"][0]
+    assert (link["hops"], link["paths"], link["origin"]) == (2, [list(facts.paths[0])], "simulated")

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from keysource.base import End, Owner
-from keysource.network import crashes
+from keysource.network import crashes, onetime
 from keysource.network.core import Event, Fault
+from keysource.network.errors import TooFew
 from keysource.network.messages import Message, Share, decode_untrusted, encode
 from keysource.network.node import RelayNode
 from keysource.network.store import NodeStore
@@ -78,6 +79,7 @@ class Net:
         self.masked: dict[str, Share] = {}
         """Unit -> the one message in which it may ever stand."""
         self.kills: Counter[str] = Counter()
+        self.junk: list[str] = []
         self.faults: dict[str, Fault] = {}
         self.nodes: dict[str, RelayNode] = {}
         self.stores: dict[str, NodeStore] = {}
@@ -132,6 +134,31 @@ class Net:
 
     def told(self, kind: str) -> list[Event]:
         return [event for _node, event in self.events if event.kind == kind]
+
+    def send_junk(self, corrupt: str, to: str, path: tuple[str, ...], transfer: str, index: int) -> None:
+        """A share of random bytes, rightly masked and tagged on its one hop."""
+        link = self.map.link_between(corrupt, to)
+        assert link is not None
+        model = next(share for share in self.masked.values() if share.header.transfer == transfer)
+        try:
+            drawn = self.stores[corrupt].draw(link.name, len(model.header.units))
+        except TooFew:
+            return
+        header = model.header.model_copy(
+            update={
+                "path": path,
+                "index": index,
+                "hop": path.index(corrupt),
+                "link": link.name,
+                "attempt": 1,
+                "pad": tuple(name for name, _unit in drawn[:-1]),
+                "mac": drawn[-1][0],
+            }
+        )
+        masked = self.random.randbytes(len(model.masked))
+        share = Share(header=header, masked=masked, tag=onetime.tag(drawn[-1][1], header.encoded(), masked))
+        self.nodes[to].receive(corrupt, share, self.now)
+        self.junk.append(transfer)
 
     def _arrive(self, flying: _InFlight) -> None:
         self.now = max(self.now, flying.at)

@@ -55,12 +55,12 @@ def test_a_block_goes_over_a_trusted_node_and_says_so(tmp_path: Path, nets: list
     assert not net.stores["b"].outbox("long")
 
 
-def test_a_direct_path_has_no_hops_and_is_as_good_as_its_link(tmp_path: Path, nets: list[Net]) -> None:
+def test_a_direct_path_has_no_hops(tmp_path: Path, nets: list[Net]) -> None:
     nets.append(net := Net(tmp_path, topology([("a", "b")], ("a", "b"), max_hops=0), seed=2))
     net.feed(60)
     net.run(3.0)
     assert equal_ends(net, ("a", "b"))
-    assert {(b.facts.origin, b.facts.hops) for b in net.stores["a"].outbox("long")} == {(Origin.QKD, 0)}
+    assert {(b.facts.origin, b.facts.hops) for b in net.stores["a"].outbox("long")} == {(Origin.RELAYED, 0)}
 
 
 @pytest.mark.parametrize("seed", range(40 if LONG else 2))
@@ -216,3 +216,39 @@ def test_nobody_takes_the_keys(tmp_path: Path, nets: list[Net]) -> None:
     before = len(net.keys("a"))
     net.run(5.0)
     assert len(net.keys("a")) == before
+
+
+def test_a_corrupt_node_off_the_way_cannot_bring_a_block_down(tmp_path: Path, nets: list[Net]) -> None:
+    """It knows transfer and connection, has a link to the target, and sends junk under another path's name."""
+    nets.append(net := Net(tmp_path, topology(DIAMOND, ("a", "e"), paths=2), seed=12))
+    net.feed(160)
+    net.run(0.8)
+    for _ in range(200):
+        net.run(0.01)
+        inner = {node for path in net.nodes["a"].initiators["long"].paths for node in path[1:-1]}
+        for transfer in {share.header.transfer for share in net.masked.values()} - set(net.junk):
+            for corrupt in {"b", "c", "d"} - inner:
+                for index in (0, 1):
+                    net.send_junk(corrupt, "e", ("a", corrupt, "e"), transfer, index)
+    settle(net)
+    assert len(equal_ends(net, ("a", "e"))) > 3
+    assert len(set(net.junk)) > 3 and not net.told("altered") and not net.told("given up")
+
+
+def test_who_fails_may_blame_only_what_lies_behind_it(tmp_path: Path, nets: list[Net]) -> None:
+    from keysource.network.messages import Ack
+
+    nets.append(net := Net(tmp_path, topology(DIAMOND, ("a", "e")), seed=13))
+    net.feed(60)
+    for _ in range(300):
+        net.run(0.005)
+        if net.nodes["a"].initiators["long"].state == "relaying":
+            break
+    first = net.nodes["a"].initiators["long"].paths[0]
+    share = next(share for share in net.masked.values() if share.header.hop == 0)
+    others = {("a", node) for node in "bcd"} - {first[:2]}
+    for at in others:
+        ack = Ack(transfer=share.header.transfer, index=0, attempt=1, status="failed", message="no", at=at)
+        net.nodes["a"].receive(first[1], ack, net.now)
+    capacity = net.nodes["a"].stocks.capacity(net.now, only_up=True)
+    assert first[:2] not in capacity and others & set(capacity) == others

@@ -14,8 +14,16 @@ import pytest
 
 from keysource.base import End, Origin, Owner, derive_key_id
 from keysource.device.client import DeviceClient, follow
-from keysource.device.framing import Decoder, encode
-from keysource.device.messages import AlarmEvent, BlockEvent, DeviceInfo, Event, VoidEvent
+from keysource.device.framing import Decoder, Frame, encode
+from keysource.device.messages import (
+    AlarmEvent,
+    BlockEvent,
+    BlockFacts,
+    DeviceInfo,
+    Event,
+    VoidEvent,
+    event_untrusted,
+)
 from keysource.device.server import DeviceServer, peer_is_trusted
 from keysource.errors import BadAnswer, KeySourceError, Unauthorized, Unavailable, UnknownKeyID
 
@@ -464,3 +472,33 @@ async def test_get_gives_nothing_while_an_alarm_stands(device: DeviceServer, cli
     assert error.value.answered  # and the key is still there
     device.alarm(False, "qber", "")
     assert (await client.get(key_id)).key_id == key_id
+
+
+HOSTILE_FACTS = [
+    {"origin": "magic", "hops": 1},
+    {"origin": 3, "hops": 1},
+    {"origin": "relayed"},
+    {"origin": "relayed", "hops": -1},
+    {"origin": "relayed", "hops": 256},
+    {"origin": "relayed", "hops": 1, "paths": "a"},
+    {"origin": "relayed", "hops": 1, "paths": ["a"]},
+    {"origin": "relayed", "hops": 1, "paths": [["a", 1]]},
+    {"origin": "relayed", "hops": 1, "paths": [["a\x1b"]]},
+    {"origin": "relayed", "hops": 1, "paths": [[]] * 17},
+]
+
+
+@pytest.mark.parametrize("fields", HOSTILE_FACTS)
+def test_facts_of_a_block_that_are_none_are_refused(fields: dict[str, object]) -> None:
+    header = {"op": "block", "block": 1, "count": 1, **fields}
+    with pytest.raises(BadAnswer):
+        event_untrusted(Frame(header, bytearray(32)))
+
+
+def test_facts_of_a_block_come_through() -> None:
+    facts = BlockFacts(Origin.RELAYED, 2, (("a", "b", "c", "d"), ("a", "e", "d")))
+    (frame,) = Decoder().feed_untrusted(encode({"op": "block", "block": 1, "count": 1, **facts.fields()}, bytes(32)))
+    event = event_untrusted(frame)
+    assert isinstance(event, BlockEvent) and event.facts == facts
+    plain = event_untrusted(Frame({"op": "block", "block": 1, "count": 1}, bytearray(32)))
+    assert isinstance(plain, BlockEvent) and plain.facts is None
