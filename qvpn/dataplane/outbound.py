@@ -106,10 +106,11 @@ class Outbound:
         self._oversize = Oversize(answers or tun)
         self.backlog = Backlog(tun, table.drops)
         """What waits because one turn did not empty the TUN; then :meth:`pump` must be called again."""
+        self.waiting = self.backlog.queue
 
     def pump(self, now: float, limit: int = READ_LIMIT) -> int:
         """Handle what waits, up to the budget and so many packets; returns how many there were."""
-        total, behind = 0, len(self.backlog) > 0
+        total, behind = 0, self.waiting.packets
         if behind:
             self.backlog.fill(now)
         for _ in range(SUPERPACKETS):
@@ -123,7 +124,7 @@ class Outbound:
 
     def _pump_once(self, limit: int, now: float) -> tuple[int, bool]:
         """One batch of reads, of which only the last can be a superpacket; True if there may be more."""
-        arena, behind = self._arena, len(self.backlog) > 0
+        arena, behind = self._arena, self.waiting.packets > 0
         batch = self.backlog.read_batch(arena, limit, now) if behind else self._tun.read_batch(arena, limit)
         if not batch:
             return 0, False

@@ -213,7 +213,7 @@ class Plane:
     @property
     def queues(self) -> QueueStatus:
         """What waits in front of the packet path, and what was done about it."""
-        queue, arrivals = self._outbound.backlog.queue, self._arrivals
+        queue, arrivals = self._outbound.waiting, self._arrivals
         return QueueStatus(
             packets=queue.packets,
             bytes=queue.size,
@@ -288,8 +288,9 @@ class Plane:
         if self._behind is not None:
             return  # what waits in the TUN has its turn with what was read before
         now = self._clock()
-        self._outbound.pump(now, 1 if now - self._worked > self._pause else READ_LIMIT)
-        if self._outbound.backlog:
+        waiting = self._outbound.waiting
+        self._outbound.pump(now, READ_LIMIT if waiting.packets or now - self._worked <= self._pause else 1)
+        if waiting.packets:
             self._catch_up()
         if self._tun.fileno() < 0:
             self._check_tun()
@@ -300,7 +301,7 @@ class Plane:
         if self._loop is not None:
             self._behind = self._loop.call_soon(self._go_on)
             return
-        while self._outbound.backlog:
+        while self._outbound.waiting.packets:
             self._outbound.pump(self._clock())
 
     def _go_on(self) -> None:

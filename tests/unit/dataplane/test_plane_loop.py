@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
+from qvpn.dataplane.loop import PacketLoop
 from qvpn.dataplane.plane import Plane
 from qvpn.netio.base import Address
 from qvpn.netio.udp import UdpBind
+from tests.unit.dataplane.segments import Big, finish
 from tests.unit.dataplane.support import FROM_ALICE, FROM_BOB, Recorder, epoch_pair, networks, numbered
 
 
@@ -115,6 +117,65 @@ async def test_packets_both_ways(sites: Sites) -> None:
     alice, bob = sites
     await passes(alice, bob, numbered(1, FROM_ALICE[4], FROM_BOB[4]))
     await passes(bob, alice, numbered(2, FROM_BOB[6], FROM_ALICE[6]))
+
+
+async def overflow(sites: Sites) -> None:
+    """More superpackets than one turn takes, in one piece: no descriptor tells of those that were read ahead."""
+    install(sites)
+    alice, bob = sites
+    loop, count = asyncio.get_running_loop(), 60
+    packets = [
+        Big(FROM_ALICE[4], FROM_BOB[4], number.to_bytes(2, "big") * 500, 100).virtio() for number in range(count)
+    ]
+    late = loop.create_future()
+    loop.call_later(0.3, late.set_result, None)
+    await late  # a pause, after which one packet is thought to be alone
+    for packet in packets:
+        alice.tun.kernel.send(packet)
+    got: list[bytes] = []
+
+    def arrived() -> bool:
+        while (data := bob.received()) is not None:
+            got.append(data)
+        return len(got) >= count
+
+    await until(arrived)
+    assert [piece for packet in got for piece in finish(packet)] == [p for packet in packets for p in finish(packet)]
+    assert alice.plane.queues.longest > 0
+    assert alice.plane.queues.packets == 0
+
+
+async def test_what_one_turn_cannot_take_goes_on_by_itself(sites: Sites) -> None:
+    await overflow(sites)
+
+
+def test_and_so_it_does_in_the_packet_loop() -> None:
+    async def main() -> None:
+        alice, bob = LoopSite("bob", FROM_BOB), LoopSite("alice", FROM_ALICE)
+        alice.plane.set_endpoint("bob", bob.bind.local)
+        bob.plane.set_endpoint("alice", alice.bind.local)
+        try:
+            await overflow((alice, bob))
+        finally:
+            alice.close()
+            bob.close()
+
+    with asyncio.Runner(loop_factory=PacketLoop) as runner:
+        runner.run(main())
+
+
+async def test_closing_in_the_middle_of_a_backlog_ends_it(sites: Sites) -> None:
+    install(sites)
+    alice, _ = sites
+    for number in range(60):
+        alice.tun.kernel.send(Big(FROM_ALICE[4], FROM_BOB[4], number.to_bytes(2, "big") * 500, 100).virtio())
+    alice.plane._pause = float("inf")
+    alice.plane._on_tun()
+    assert alice.plane.queues.packets > 0
+    alice.plane.close()
+    left = alice.plane.queues.packets
+    await asyncio.sleep(0.05)
+    assert alice.plane.queues.packets == left
 
 
 async def test_keys_are_erased_at_the_hard_end_without_any_traffic(sites: Sites) -> None:
