@@ -146,13 +146,18 @@ def record(
     preset: Annotated[str, typer.Option(help="See qvpn-qkd presets.")] = "demo",
     blocks: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 1,
     first: Annotated[int, typer.Option(min=0, help="Number of the first: the link's next block.")] = 0,
+    simulator: Annotated[
+        Literal["own", "sequence"], typer.Option(help="Whose photons: SeQUeNCe's are slow.")
+    ] = "own",
 ) -> None:
     """Record simulated blocks, as a pair of devices would; front_end = "recorded" plays them."""
-    from keysource.qkd.recorder import record_blocks
+    from keysource.qkd import sequencesim
+    from keysource.qkd.recorder import record_block, record_blocks
 
     if preset not in PRESETS:
         _fail(f"--preset {preset}: none of {', '.join(PRESETS)}", 2)
-    for file in record_blocks(folder, PRESETS[preset], range(first, first + blocks)):
+    fly = sequencesim.record_block if simulator == "sequence" else record_block
+    for file in record_blocks(folder, PRESETS[preset], range(first, first + blocks), fly):
         print(file)
 
 

@@ -6,7 +6,7 @@ Both sites' seeds are in this one process, so what it writes is for tests and de
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,7 +51,9 @@ def _measured(seen: Detections | None, seed: ReceiverSeed, pulses: int) -> bytes
     return encode_detections(replace(seen, bases=seed.angles(seen.positions)), pulses)
 
 
-def record_blocks(folder: Path, preset: Preset, blocks: Iterable[int]) -> Iterator[Path]:
+def record_blocks(
+    folder: Path, preset: Preset, blocks: Iterable[int], fly: Callable[[Preset], tuple[bytes, bytes]] = record_block
+) -> Iterator[Path]:
     """Write ``alice/N.settings``, of pairs ``alice/N.detections``, and ``bob/N.detections``; existing files are never
     replaced.
 
@@ -59,7 +61,7 @@ def record_blocks(folder: Path, preset: Preset, blocks: Iterable[int]) -> Iterat
         LinkSettings: a file exists, or cannot be written.
     """
     for block in blocks:
-        settings, detections = record_block(preset)
+        settings, detections = fly(preset)
         kind = "settings" if isinstance(preset.optics, Optics) else "detections"
         names = (f"alice/{block}.{kind}", f"bob/{block}.detections")
         for name, record in zip(names, (settings, detections), strict=True):

@@ -24,6 +24,7 @@ from keysource.qkd.optics.monitors import Monitor, Readings, alarm
 from keysource.qkd.optics.sampler import Detections
 from keysource.qkd.plan import Plan, make_plan
 from keysource.qkd.rates.finite import Decoy, Security
+from keysource.qkd.records import detections_untrusted, settings_untrusted
 
 SECURITY = Security(1e-2, 1e-6)
 OPTICS = Optics(Decoy(0.5, 0.15, 0.4), 0.65, 1.0, 0.2, 0.9, 1e-7, 0.005, 1e6)
@@ -80,6 +81,8 @@ class Bench:
     optics: AnyOptics = OPTICS
     nature: int | None = None
     """Seed of what nature does; settings are never seeded."""
+    records: tuple[bytes, bytes] | None = None
+    """Alice's and Bob's, of somebody else's light."""
     clicks: Callable[[Detections], Detections] = lambda seen: seen
     log: list[tuple[str, str]] = field(default_factory=list)
     frames: list[tuple[str, bytes]] = field(default_factory=list)
@@ -155,6 +158,11 @@ class Bench:
         if len(self.seeds) < 2 or self.flown:
             return False
         self.flown = True
+        if self.records is not None:
+            pulses = self.terms.plan.pulses
+            self.log.append(("fibre", "flown"))
+            self._advance(self.alice, settings_untrusted(self.records[0], pulses))
+            return self._advance(self.bob, detections_untrusted(self.records[1], pulses))
         light = make_flight(self.optics, self.seeds["A"], self.seeds["B"], test=self.monitor != "none")
         span, eve = (0, self.terms.plan.pulses), self.eve if isinstance(self.eve, Eve) else InterceptResend(self.eve)
         light.slice(self.optics, span, eve, np.random.default_rng(self.nature))
