@@ -198,7 +198,7 @@ class Lab:
 
     async def next_block(self) -> int:
         """The first block whose pulses have not begun to fly."""
-        return int((await self.status("alice"))["next_block"])
+        return int((await self.status("alice"))["next_block"]) + 1  # one may fly before its turn (engine.ahead)
 
     async def reports(
         self, patience: float, tick: Callable[[], Any] | None = None, since: int = 0

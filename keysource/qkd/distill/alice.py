@@ -65,7 +65,7 @@ class AliceBlock(Party):
 
     def _fly(self) -> Generator[Step, Answer, Chosen]:
         """Raises :class:`LinkError` where the hardware gives something else than the protocol has."""
-        seed, entangled = fresh_seed(), isinstance(self.terms.source, Entangled)
+        seed, entangled = self.seed or fresh_seed(), isinstance(self.terms.source, Entangled)
         flown = yield Fly(seed)
         if entangled != isinstance(flown, Detections):
             raise LinkError("Alice's hardware gave another kind of record than the link's protocol has")

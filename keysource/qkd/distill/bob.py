@@ -43,7 +43,7 @@ class BobBlock(Party):
         return self.amplify(seed)
 
     def _sift(self) -> Generator[Step, Answer, tuple[Tally, Tally]]:
-        receiver = ReceiverSeed(fresh_seed(), self.terms.p_z, chsh=self.terms.chsh)
+        receiver = ReceiverSeed(self.seed or fresh_seed(), self.terms.p_z, chsh=self.terms.chsh)
         seen = yield Fly(receiver.seed)
         if not isinstance(seen, Detections):
             raise TypeError("a step that wants detections got none")

@@ -139,6 +139,8 @@ class Party:
     own: bytes
     """Its name in the transcript."""
     peer: bytes
+    seed: bytes | None = None
+    """Of its settings, where its pulses have begun to fly before the block does; None: drawn when they fly."""
 
     def __init__(self, terms: Terms, start: Start, ticket: Ticket) -> None:
         self.terms, self.plan = terms, terms.plan

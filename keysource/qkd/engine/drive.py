@@ -8,8 +8,9 @@ from typing import Any
 
 from keysource.qkd.distill.party import Answer, Fly, Keep, Outcome, Party, Receive, Send, Step, Steps
 from keysource.qkd.distill.wire import Frame, Kind
+from keysource.qkd.engine.ahead import Ahead
 from keysource.qkd.engine.channel import Channel
-from keysource.qkd.engine.frontends import Flown, FrontEnd
+from keysource.qkd.engine.frontends import Flown
 from keysource.qkd.errors import PeerLost
 
 _LIGHT = (Kind.ASK, Kind.PARITY, Kind.READY)
@@ -19,7 +20,7 @@ _WATCH = 0.5
 
 
 async def drive(
-    party: Party, channel: Channel, hardware: FrontEnd, keep: Callable[[list[bytes]], None], patience: float
+    party: Party, channel: Channel, hardware: Ahead, keep: Callable[[list[bytes]], None], patience: float
 ) -> Outcome:
     """Run a block to its outcome.  ``patience``: seconds for the pulses.
 

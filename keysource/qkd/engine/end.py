@@ -156,6 +156,13 @@ class LinkEnd:
             return "the stock is full, nobody takes the keys: the link sleeps"
         return None
 
+    def may_look_ahead(self) -> bool:
+        """May the pulses of the next block fly while this one is distilled?  Not where it would find no room, and not
+        after blocks that gave nothing: then the pause between blocks is kept."""
+        if not self.hardware.looks_ahead or self.failures_in_a_row or self.waiting_for() is not None:
+            return False
+        return self.device.room() >= 2 * self.keys_per_block
+
     @property
     def pause(self) -> float:
         """Seconds to wait after blocks that gave nothing: each costs a ticket."""

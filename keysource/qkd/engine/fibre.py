@@ -1,9 +1,10 @@
 """The fibre process: glass, detectors and Eve.  It is nature: both sites tell it their settings, Bob gets clicks.
 
-Each site sends ``PREPARE`` (block u64, pulses u64, plan digest 32 bytes, settings seed 32 bytes, efficiency test u8).
-When both have sent the same block, its pulses fly, in slices: at ``pace = realtime`` a slice is done when its light
-has arrived.  Then Alice is told ``FLOWN`` (block u64) and Bob ``FLOWN`` with the block u64 and a detection record
-(``keysource.qkd.records``); with a source of pairs, which is in the fibre, Alice gets a record of her own.
+Each site sends ``PREPARE`` (block u64, run 8 bytes, pulses u64, plan digest 32 bytes, settings seed 32 bytes,
+efficiency test u8).  When both have sent the same block and run, its pulses fly, in slices: at ``pace = realtime`` a
+slice is done when its light has arrived.  Then Alice is told ``FLOWN`` (block u64, run) and Bob ``FLOWN`` with both
+and a detection record (``keysource.qkd.records``); with a source of pairs, which is in the fibre, Alice gets a record
+of her own.
 ``REFUSED`` carries a sentence, ``WELCOME`` the pace.
 
 Eve and the weather are switched at the control socket: one JSON object with any of ``attack``, ``fraction``,
@@ -50,6 +51,7 @@ class Order(NamedTuple):
     """What one site has prepared."""
 
     block: int
+    run: bytes
     pulses: int
     digest: bytes
     seed: bytes
@@ -75,6 +77,7 @@ class Fibre:
         self._nature = np.random.default_rng()  # nature may be a statistical generator; settings never are
         self._seats: dict[End, _Seat] = {}
         self._flight: asyncio.Task[None] | None = None
+        self._landed: set[asyncio.Task[None]] = set()
         self._control = None if control is None else Control(control, self._command)
         self._server: asyncio.Server | None = None
         self._notebook: deque[tuple[int, Notes | None]] = deque(maxlen=_KEPT_NOTES)
@@ -97,6 +100,8 @@ class Fibre:
         if self._server is not None:
             self._server.close()
         self._stop_flight()
+        for task in list(self._landed):
+            task.cancel()
         for seat in list(self._seats.values()):
             await seat.sealed.aclose()
 
@@ -176,7 +181,7 @@ class Fibre:
         seat.order = order
         both = [self._seats.get(end) for end in (End.A, End.B)]
         orders = [s.order for s in both if s is not None and s.order is not None]
-        if len(orders) == 2 and orders[0].block == orders[1].block:
+        if len(orders) == 2 and orders[0][:2] == orders[1][:2]:
             self._flight = asyncio.create_task(self._fly(*orders))
 
     def _stop_flight(self) -> None:
@@ -204,8 +209,16 @@ class Fibre:
         self.blocks += 1
         hers, seen = light.reports()
         self._notebook.append((alice.block, seen.notes))
+        self._land()
         with contextlib.suppress(LinkError, KeyError):
-            await self._report(alice.block, hers, seen)
+            await self._report(alice, hers, seen)
+
+    def _land(self) -> None:
+        """An order of the next block, which may come before the second end has its report, must not stop this."""
+        if self._flight is not None:
+            self._landed.add(self._flight)
+            self._flight.add_done_callback(self._landed.discard)
+            self._flight = None
 
     def _slices(self) -> list[tuple[tuple[int, int], AnyOptics]]:
         """((first pulse, pulses), optics) of each slice; a new one where the block's course changes."""
@@ -220,8 +233,8 @@ class Fibre:
             for low, high in pairwise(cuts)
         ]
 
-    async def _report(self, block: int, alice: Detections | None, bob: Detections) -> None:
-        number = block.to_bytes(8, "big")
+    async def _report(self, order: Order, alice: Detections | None, bob: Detections) -> None:
+        number = order.block.to_bytes(8, "big") + order.run
         record = b"" if alice is None else encode_detections(alice, self._pulses)
         for seat in self._seats.values():
             seat.order = None

@@ -33,17 +33,22 @@ Flown = Detections | RecordedSettings | None
 
 
 class FrontEnd(Protocol):
-    """One site's hardware.  ``trouble`` says why it is not ``ready``."""
+    """One site's hardware.  ``trouble`` says why it is not ``ready``; ``run`` names the session to it, where it
+    cares; ``looks_ahead`` says whether a block that was flown and not used can be forgotten."""
 
     pace: str | None
     trouble: str
+    run: bytes
+
+    @property
+    def looks_ahead(self) -> bool: ...
 
     @property
     def ready(self) -> bool: ...
     def start(self) -> None: ...
     async def aclose(self) -> None: ...
 
-    async def fly(self, block: int, pulses: int, seed: bytes, patience: float) -> Flown:
+    async def fly(self, block: int, pulses: int, seed: bytes, patience: float | None) -> Flown:
         """Send or measure a block.  Raises :class:`LinkError`."""
         ...
 
@@ -72,6 +77,8 @@ class Recorded:
     """Plays files, each once."""
 
     pace: str | None = "recorded"
+    run = b""
+    looks_ahead = False
 
     def __init__(self, end: End, folder: Path, *, pairs: bool = False) -> None:
         self._detects, self._folder, self._next = measures(end, pairs), folder, 0
@@ -91,7 +98,7 @@ class Recorded:
     async def aclose(self) -> None:
         """Nothing is open."""
 
-    async def fly(self, block: int, pulses: int, seed: bytes, patience: float) -> Flown:
+    async def fly(self, block: int, pulses: int, seed: bytes, patience: float | None) -> Flown:
         self._next = block + 1
         return await asyncio.to_thread(self._take, block, pulses)
 
@@ -118,6 +125,8 @@ class Live:
     """Asks a device at a socket, block by block."""
 
     pace: str | None = "live"
+    run = b""
+    looks_ahead = False
 
     def __init__(self, end: End, path: Path, *, pairs: bool = False) -> None:
         self._detects, self._path = measures(end, pairs), path
@@ -133,13 +142,13 @@ class Live:
     async def aclose(self) -> None:
         """Nothing stays open."""
 
-    async def fly(self, block: int, pulses: int, seed: bytes, patience: float) -> Flown:
+    async def fly(self, block: int, pulses: int, seed: bytes, patience: float | None) -> Flown:
         try:
             async with asyncio.timeout(patience):
                 record = await self._ask(block, pulses)
             return record_untrusted(self._detects, record, pulses)
         except TimeoutError:
-            raise PeerLost(f"{self._path}: the device did not finish block {block} in {patience:.0f} s") from None
+            raise PeerLost(f"{self._path}: the device did not finish block {block} in {patience} s") from None
         except (OSError, asyncio.IncompleteReadError):
             raise PeerLost(f"{self._path}: the device went away in block {block}") from None
         except BadFrame as error:

@@ -12,10 +12,13 @@ from keysource.qkd.optics.sampler import Detections
 from keysource.qkd.records import detections_untrusted
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 2.0
+RUN_BYTES = 8
 
 
 class Hardware:
     """Stays connected to the fibre; one block at a time."""
+
+    looks_ahead = True
 
     def __init__(self, end: End, address: Address, key: bytes, digest: str, *, test: bool = False) -> None:
         """``test``: Bob's attenuator, for a monitor of the efficiency."""
@@ -23,7 +26,8 @@ class Hardware:
         self._end, self._address, self._key, self._digest = end, address, key, bytes.fromhex(digest)
         self._sealed: seal.Sealed | None = None
         self._task: asyncio.Task[None] | None = None
-        self._waiting: tuple[int, asyncio.Future[bytes]] | None = None
+        self._waiting: tuple[bytes, asyncio.Future[bytes]] | None = None
+        self.run = bytes(RUN_BYTES)
         self.pace: str | None = None
         """As the fibre says: ``realtime`` or ``fast``."""
         self.trouble = "the fibre was not reached yet"
@@ -41,27 +45,30 @@ class Hardware:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def fly(self, block: int, pulses: int, seed: bytes, patience: float) -> Detections | None:
+    async def fly(self, block: int, pulses: int, seed: bytes, patience: float | None) -> Detections | None:
         """Tell the settings of a block, wait until all its pulses are measured; Bob gets the detections, with
         pairs Alice gets hers.
 
         Raises:
-            PeerLost: the fibre is not there, went away, or is silent for ``patience`` seconds.
+            PeerLost: the fibre is not there, went away, or is silent for ``patience`` seconds (None: for ever).
             LinkError: it refuses.
         """
         sealed = self._sealed
         if sealed is None:
             raise PeerLost(self.trouble)
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waiting = (block, future)
+        self._waiting = waiting = (block.to_bytes(8, "big") + self.run, future)
         try:
-            await sealed.send(seal.PREPARE, seal.PREPARE_FORM.pack(block, pulses, self._digest, seed, self._test))
+            await sealed.send(
+                seal.PREPARE, seal.PREPARE_FORM.pack(block, self.run, pulses, self._digest, seed, self._test)
+            )
             async with asyncio.timeout(patience):
                 answer = await future
         except TimeoutError:
-            raise PeerLost(f"the fibre did not finish block {block} in {patience:.0f} s") from None
+            raise PeerLost(f"the fibre did not finish block {block} in {patience or 0:.0f} s") from None
         finally:
-            self._waiting = None
+            if self._waiting is waiting:
+                self._waiting = None
         if self._end is End.A and not answer:
             return None
         try:
@@ -104,8 +111,8 @@ class Hardware:
                 continue
             if self._waiting is None or self._waiting[1].done():
                 continue  # a block that was given up
-            block, future = self._waiting
+            name, future = self._waiting
             if kind == seal.REFUSED:
                 future.set_exception(LinkError(payload.decode(errors="replace")[:200]))
-            elif kind == seal.FLOWN and payload[:8] == block.to_bytes(8, "big"):
-                future.set_result(payload[8:])
+            elif kind == seal.FLOWN and payload[: len(name)] == name:
+                future.set_result(payload[len(name) :])

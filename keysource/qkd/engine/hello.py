@@ -65,6 +65,10 @@ class Greeting:
         pair = (self._mine, theirs) if self._end is End.A else (theirs, self._mine)
         self._key = HKDF(hashes.SHA256(), 32, b"".join(pair), b"qvpn-qkd hello v1").derive(self._link_key)
 
+    def run(self, size: int) -> bytes:
+        """A name for this session that both ends know and nobody repeats."""
+        return HKDF(hashes.SHA256(), size, self._key, b"qvpn-qkd run v1").derive(self._link_key)
+
     def claims(self, claims: Claims) -> Frame:
         text = json.dumps({"terms": asdict(self._terms), "claims": claims.as_dict()}).encode()
         return Frame(Kind.CLAIMS, text + self._mac(self._end, text))

@@ -23,12 +23,13 @@ from keysource.base import End
 from keysource.qkd.engine.channel import no_delay
 from keysource.qkd.errors import BadFrame, PeerLost
 
-MAGIC = b"qvpnqf1"
+MAGIC = b"qvpnqf2"
 _NONCE = 16
 MAX_FRAME = 64 * 1024 * 1024
 PREPARE, FLOWN, REFUSED, WELCOME = 1, 2, 3, 4
-PREPARE_FORM = struct.Struct(">QQ32s32sB")
-"""Block, pulses, digest of the plan, seed of the settings; 1 where Bob's attenuator tests the efficiency, else 0."""
+PREPARE_FORM = struct.Struct(">Q8sQ32s32sB")
+"""Block, run (made by the two ends' greeting: only orders of one session fly together), pulses, digest of the plan,
+seed of the settings; 1 where Bob's attenuator tests the efficiency, else 0."""
 
 
 class Sealed:

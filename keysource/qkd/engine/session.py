@@ -15,9 +15,11 @@ from keysource.qkd.distill.alice import AliceBlock
 from keysource.qkd.distill.bob import BobBlock
 from keysource.qkd.distill.party import Party
 from keysource.qkd.distill.wire import Frame, Kind, Start
+from keysource.qkd.engine.ahead import Ahead
 from keysource.qkd.engine.channel import Channel
 from keysource.qkd.engine.drive import drive
 from keysource.qkd.engine.end import LinkEnd
+from keysource.qkd.engine.hardware import RUN_BYTES
 from keysource.qkd.engine.hello import MAX_HELLO, Greeting, lost_blocks
 from keysource.qkd.errors import BadFrame, Disagreement, Forged, LinkError, PeerLost
 from keysource.qkd.pad import Claims
@@ -29,7 +31,10 @@ _HELLO_PATIENCE = 5.0
 
 
 async def greet_bob(link: LinkEnd, channel: Channel) -> None:
-    """Bob's greeting.  Raises :class:`LinkError`; :class:`RolledBackLink` ends the process."""
+    """Bob's greeting; names the session to his hardware.
+
+    Raises :class:`LinkError`; :class:`RolledBackLink` ends the process.
+    """
     greeting = Greeting(End.B, link.state.link_key(b"hello"), link.agreed)
     await channel.send(greeting.hello())
     greeting.take_hello_untrusted(await channel.receive(_HELLO_PATIENCE, MAX_HELLO))
@@ -37,6 +42,7 @@ async def greet_bob(link: LinkEnd, channel: Channel) -> None:
     await channel.send(greeting.claims(mine))
     theirs = greeting.take_claims_untrusted(await channel.receive(_HELLO_PATIENCE, MAX_HELLO))
     _settle(link, mine, theirs)
+    link.hardware.run = greeting.run(RUN_BYTES)
 
 
 async def prove_alice(link: LinkEnd, channel: Channel) -> tuple[Greeting, Claims]:
@@ -56,6 +62,7 @@ async def greet_alice(link: LinkEnd, channel: Channel, greeting: Greeting, their
     mine = link.state.claims(frozenset(link.held))
     await channel.send(greeting.claims(mine))
     _settle(link, mine, theirs)
+    link.hardware.run = greeting.run(RUN_BYTES)
 
 
 def _settle(link: LinkEnd, mine: Claims, theirs: Claims) -> None:
@@ -69,7 +76,7 @@ def _settle(link: LinkEnd, mine: Claims, theirs: Claims) -> None:
 
 async def alice_session(link: LinkEnd, channel: Channel) -> None:
     """Blocks until the connection ends.  Raises :class:`LinkError`."""
-    async with _session(link):
+    async with _session(link) as ahead:
         while True:
             await _idle(channel, Kind.INVITE)
             await _until_ready(link, channel, link.pause)
@@ -78,12 +85,12 @@ async def alice_session(link: LinkEnd, channel: Channel) -> None:
             refills = state.refills_wanted()
             ticket = state.spend(number, block)
             start = Start(block, number, state.spent, refills)
-            await _block(link, channel, AliceBlock(link.terms, start, ticket))
+            await _block(link, channel, AliceBlock(link.terms, start, ticket), ahead)
 
 
 async def bob_session(link: LinkEnd, channel: Channel) -> None:
     """Blocks until the connection ends.  Raises :class:`LinkError`."""
-    async with _session(link):
+    async with _session(link) as ahead:
         while True:
             await _until_ready(link, channel)
             await channel.send(Frame(Kind.INVITE))
@@ -94,31 +101,34 @@ async def bob_session(link: LinkEnd, channel: Channel) -> None:
             party = BobBlock(link.terms, start, ticket)
             party.spent = link.state.spent
             party.guard = link.guard
-            await _block(link, channel, party)
+            await _block(link, channel, party, ahead)
 
 
 @contextlib.asynccontextmanager
-async def _session(link: LinkEnd) -> AsyncIterator[None]:
+async def _session(link: LinkEnd) -> AsyncIterator[Ahead]:
     link.session_up = True
     link.show()
+    ahead = Ahead(link.hardware, link.may_look_ahead)
     try:
-        yield
+        yield ahead
     except LinkError as error:
         link.trouble = str(error)
         raise
     finally:
+        await ahead.aclose()
         link.session_up = False
         link.show()
 
 
-async def _block(link: LinkEnd, channel: Channel, party: Party) -> None:
+async def _block(link: LinkEnd, channel: Channel, party: Party, ahead: Ahead) -> None:
     """One block to its end.  An error burns its ticket and ends the connection."""
 
     def keep(tickets: list[bytes]) -> None:
         link.state.refill(party.block, tickets)
 
     try:
-        outcome = await drive(party, channel, link.hardware, keep, link.patience)
+        party.seed = await ahead.seed(party.block)
+        outcome = await drive(party, channel, ahead, keep, link.patience)
     except (BadFrame, Forged) as error:
         link.broken(error)
         link.tampered(str(error))
