@@ -118,14 +118,15 @@ class Inbound:
         peer, epoch = found
         if now >= epoch.ends or self._joiner.pending is not None or self._merger.count:
             return False
+        opener = epoch.opener
         try:
-            size = epoch.opener.decipher(counter, buffer[:length], self._out)
+            size = opener.decipher(counter, buffer[:length], self._out)
         except Refused as refused:
             peer.drops.count(refused.reason)
         else:
             plaintext, whole = self._out[:size], self._is_packet(size)
             if whole:
-                epoch.opener.data.mark(counter)
+                opener.data.mark(counter)
                 whole = self._accepts(peer, plaintext)
             else:
                 self._place(peer, epoch, counter, received, None, 0, 1, plaintext)
@@ -135,7 +136,8 @@ class Inbound:
             elif self._packets:
                 self._flush_packets()
             self._position = 0
-        self._check_limit(peer, epoch)
+        if opener.calls >= opener.alert or opener.failed:
+            self._check_limit(peer, epoch)
         return True
 
     def _is_packet(self, size: int) -> bool:
@@ -155,17 +157,18 @@ class Inbound:
         if found is None or prefix != PREFIX:
             return False
         peer, epoch = found
-        opener, block, mask = epoch.opener, counter >> INDEX_BITS, ((1 << count) - 1) << (counter & (BLOCK - 1))
-        if now >= epoch.ends or not opener.data.run_fresh(block, mask) or not opener.room(count):
+        opener = epoch.opener
+        if now >= epoch.ends or not (mask := opener.run_mask(counter, count)):
             return False
         last = min(views.segment, received.length - (count - 1) * views.segment) - OVERHEAD
         if not self._joined(peer, epoch, counter, views, count, last):
             return False
         opener.calls += count
-        opener.data.mark_run(block, mask, count)
+        opener.data.mark_run(counter >> INDEX_BITS, mask, count)
         self._joiner.finish()
         self._verified(peer, epoch, counter + count - 1, count, received.address, now)
-        self._check_limit(peer, epoch)
+        if opener.calls >= opener.alert:
+            self._check_limit(peer, epoch)
         return True
 
     def _joined(self, peer: Peer, epoch: Epoch, counter: int, views: RecordViews, count: int, last: int) -> bool:
@@ -174,7 +177,8 @@ class Inbound:
         False: they are no superpacket, or one of them is forged, and the functions below handle them one by one.
         """
         joiner, pending = self._joiner, self._joiner.pending
-        views.grow(count)
+        if len(views.texts) < count:
+            views.grow(count)
         if pending is not None and pending.awaits(epoch, counter, self._mark):
             self._apart = True
             return joiner.go_on(pending, views, count, last)
@@ -187,7 +191,7 @@ class Inbound:
         if len(first) > VNET_HEADER and first[1] != offload.GSO_NONE:
             if self._merger.count:
                 self._merger.flush()
-            if joiner.add(Run(peer, epoch, counter, views, 0, count, first, last, self._mark)):
+            if joiner.begin(peer, epoch, counter, views, count, first, last, self._mark):
                 return True
         self._opened = first
         epoch.opener.calls += 1

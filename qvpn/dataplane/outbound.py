@@ -156,7 +156,7 @@ class Outbound:
             return
         if (head[inner + 9] == ip.TCP or head[inner + 6] == ip.TCP) and is_syn(head, inner, length):
             clamp(arena, 0, length, peer.inner_mtu)
-        epoch = self._table.sending(peer, now)
+        epoch = peer.epochs.sending(now) or self._table.sending(peer, now)
         if epoch is None or peer.endpoint is None:
             self._unsealable(peer, epoch, 0, length, 1)
             return
@@ -164,7 +164,8 @@ class Outbound:
             self._send_single(peer, epoch, arena[:length], now)
         else:
             self._seal_lone(peer, epoch, length, heading[1], now)
-        self._check_limit(peer, epoch)
+        if epoch.sealer.calls >= epoch.sealer.alert:
+            self._check_limit(peer, epoch)
 
     def _seal_lone(self, peer: Peer, epoch: Epoch, length: int, bits: int, now: float) -> None:
         try:
@@ -222,7 +223,7 @@ class Outbound:
 
     def _send(self, load: _Load, now: float) -> None:
         peer, plaintexts = load.peer, load.plaintexts
-        epoch = self._table.sending(peer, now)
+        epoch = peer.epochs.sending(now) or self._table.sending(peer, now)
         if epoch is None or peer.endpoint is None:
             for plaintext in plaintexts:
                 self._unsealable(peer, epoch, plaintext.start, plaintext.end, plaintext.packets)
@@ -232,7 +233,8 @@ class Outbound:
             self._send_oversize(peer, epoch, [p for p in plaintexts if p.end - p.start > peer.max_plaintext], now)
         for first in range(0, len(fitting), BLOCK):
             self._send_block(peer, epoch, fitting[first : first + BLOCK], now)
-        self._check_limit(peer, epoch)
+        if epoch.sealer.calls >= epoch.sealer.alert:
+            self._check_limit(peer, epoch)
 
     def _send_oversize(self, peer: Peer, epoch: Epoch, plaintexts: list[_Plaintext], now: float) -> None:
         for plaintext in plaintexts:
@@ -286,7 +288,7 @@ class Outbound:
         if peer is None:
             self._table.drops.count(DropReason.NO_ROUTE, packet.chunks)
             return
-        epoch = self._table.sending(peer, now)
+        epoch = peer.epochs.sending(now) or self._table.sending(peer, now)
         if epoch is None or peer.endpoint is None:
             self._unsealable(peer, epoch, 0, length, packet.chunks)
             return
@@ -301,7 +303,8 @@ class Outbound:
             self._send_chunks(peer, epoch, packet, chunks, head, now)
         else:
             self._send_blocks(peer, epoch, packet, now)
-        self._check_limit(peer, epoch)
+        if epoch.sealer.calls >= epoch.sealer.alert:
+            self._check_limit(peer, epoch)
 
     def _unsealable(self, peer: Peer, epoch: Epoch | None, start: int, end: int, packets: int) -> None:
         """No key or no address: another way, or none."""

@@ -111,6 +111,40 @@ class RunJoiner:
         self._places: dict[tuple[int, int], list[memoryview]] = {}
         """Where the chunks of a superpacket of one shape go."""
 
+    def begin(
+        self,
+        peer: Peer,
+        epoch: Epoch,
+        counter: int,
+        views: RecordViews,
+        count: int,
+        first: memoryview,
+        last: int,
+        mark: int,
+    ) -> bool:
+        """Begin with the first ``count`` records of a receive, of which ``first`` is open; as :meth:`add`.
+
+        ``last``: bytes of the last one's plaintext.
+        """
+        size, place = len(first), counter & (BLOCK - 1)
+        packet, after = offload.parse_superpacket(first, 0, size), place + count
+        if packet is None or size != packet.header + packet.segment:
+            return False
+        if not offload.chunk_fits(packet, after - 1, last):
+            return False
+        if self.pending is not None:
+            self.flush()
+        if count > 1:
+            try:
+                _open(epoch.opener.decrypt, views, 1, self._shape(packet, count)[1:count], last)
+            except InvalidTag:
+                return False
+        self._buffer[:size] = first
+        head, end = bytes(first[: packet.header]), (count - 1) * packet.segment + last
+        follows = counter + count if after < BLOCK else -1
+        self.pending = Pending(peer, epoch, packet, head, place, after, follows, end, mark)
+        return True
+
     def go_on(self, pending: Pending, views: RecordViews, count: int, last: int) -> bool:
         """Open the first ``count`` records of a receive, which go on where ``pending`` ends; as :meth:`add`.
 
@@ -173,7 +207,7 @@ class RunJoiner:
     def finish(self) -> None:
         """Write the superpacket if it is complete."""
         pending = self.pending
-        if pending is not None and pending.next_place == pending.packet.chunks:
+        if pending is not None and pending.next_place * pending.packet.segment >= pending.packet.payload:
             self.flush()
 
     def flush(self) -> None:

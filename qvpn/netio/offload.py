@@ -40,6 +40,7 @@ _CSUM_OFFSET = {ip.TCP: 16, ip.UDP: 6}
 _IP_VERSION_OF = {GSO_TCPV4: 4, GSO_TCPV6: 6}
 _TCP_FIN, _TCP_SYN, _TCP_RST, _TCP_PSH, _TCP_CWR = 0x01, 0x02, 0x04, 0x08, 0x80
 _U16 = struct.Struct(">H")
+_LITTLE_U16 = struct.Struct("<H")
 _U32 = struct.Struct(">I")
 
 
@@ -163,12 +164,12 @@ def settle(data: memoryview, start: int, packet: Superpacket, place: int, payloa
 
 def set_header_length(data: memoryview, start: int, packet: Superpacket) -> None:
     """``hdr_len`` is a hint how much the kernel should copy; the peer's may be anything, so it gets ours."""
-    struct.pack_into("<H", data, start + 2, packet.header - LENGTH)
+    _LITTLE_U16.pack_into(data, start + 2, packet.header - LENGTH)
 
 
 def narrow(data: memoryview, start: int, packet: Superpacket, segment: int) -> Superpacket:
     """Have a TCP superpacket cut into smaller segments, for a path narrower than its sender knew."""
-    struct.pack_into("<H", data, start + 4, segment)
+    _LITTLE_U16.pack_into(data, start + 4, segment)
     return packet._replace(segment=segment)
 
 

@@ -109,9 +109,8 @@ class _UdpSocket:
         self.ecn = ecn
 
     def set_segment(self, segment: int) -> None:
-        if segment != self.segment:
-            self.socket.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, segment)
-            self.segment = segment
+        self.socket.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, segment)
+        self.segment = segment
 
 
 class UdpBind:
@@ -167,7 +166,8 @@ class UdpBind:
     def _receive_from(self, sock: _UdpSocket, batch: list[Received], limit: int) -> None:
         """Append what waits on one socket, until ``batch`` has as many as the limit."""
         while len(batch) < limit:
-            received = self._receive(sock, self._buffer(len(batch)))
+            number, buffers = len(batch), self._buffers
+            received = self._receive(sock, buffers[number] if number < len(buffers) else self._buffer(number))
             if received is None:
                 return
             batch.append(received)
@@ -209,14 +209,15 @@ class UdpBind:
                 self._count(error)
                 continue
             if ancillary == _SINGLE:
-                return Received(buffer, length, length, self._address_of(source), 0)
+                return Received(buffer, length, length, self._known.get(source) or self._address_of(source), 0)
             waited = 0.0
             if sock.stamped and ancillary and ancillary[0][1] == _SO_TIMESTAMPNS:
                 waited = _since(ancillary.pop(0)[2])
             if ancillary != self._ancillary:
                 self._ancillary, self._said = ancillary, _ancillary(ancillary)
             segment, ecn = self._said
-            return Received(buffer, length, segment or length, self._address_of(source), ecn, waited)
+            address = self._known.get(source) or self._address_of(source)
+            return Received(buffer, length, segment or length, address, ecn, waited)
         return None
 
     def watch_waits(self, descriptor: int, on: bool) -> None:
@@ -284,7 +285,8 @@ class UdpBind:
         """One system call if possible, else one per datagram."""
         if count > 1 and sock.segments:
             try:
-                sock.set_segment(segment)
+                if segment != sock.segment:
+                    sock.set_segment(segment)
                 self._send_retrying(sock, part, address)
                 return count
             except OSError as error:

@@ -95,7 +95,7 @@ def split_header(datagram: memoryview) -> tuple[bytes, int]:
 class Sealer:
     """The sending half of one epoch.  Never uses a counter twice; refuses when the limit is reached."""
 
-    __slots__ = ("_control_counter", "_limits", "block", "calls", "encrypt", "head")
+    __slots__ = ("_control_counter", "_limits", "alert", "block", "calls", "encrypt", "head")
 
     def __init__(self, cipher: Cipher, key: bytes, index: int, limits: Limits = LIMITS) -> None:
         """``index`` is the receive index that the peer chose."""
@@ -104,6 +104,8 @@ class Sealer:
         self.head = PREFIX + index_bytes(index)
         """The first eight bytes of every record."""
         self._limits = limits
+        self.alert = limits.rekey
+        """``calls`` from which on a new epoch is wanted."""
         self._control_counter = 0
         self.block = 0
         """The next unused block of data counters."""
@@ -166,7 +168,7 @@ class Sealer:
 class Opener:
     """The receiving half of one epoch: replay windows, tag, count of calls."""
 
-    __slots__ = ("_limits", "calls", "control", "data", "decrypt", "failed")
+    __slots__ = ("_limits", "alert", "calls", "control", "data", "decrypt", "failed")
 
     def __init__(self, cipher: Cipher, key: bytes, limits: Limits = LIMITS) -> None:
         self.decrypt = _AEAD[cipher](key).decrypt_into
@@ -175,6 +177,8 @@ class Opener:
         The caller counts it in ``calls`` or ``failed`` and keeps the window.
         """
         self._limits = limits
+        self.alert = limits.rekey
+        """``calls`` from which on a new epoch is wanted."""
         self.data = ReplayWindow()
         self.control = ReplayWindow()
         self.calls = 0
@@ -211,6 +215,17 @@ class Opener:
     def room(self, calls: int) -> bool:
         """Whether so many more records may be opened."""
         return self.calls + calls <= self._limits.stop and self.failed < self._limits.failed_stop
+
+    def run_mask(self, counter: int, count: int) -> int:
+        """For :meth:`~qvpn.tunnel.replay.ReplayWindow.mark_run`: the places in their block of so many data counters.
+
+        0 if one of them is not fresh, or if there is no :meth:`room` for so many.
+        """
+        limits, place = self._limits, counter & (BLOCK - 1)
+        if self.calls + count > limits.stop or self.failed >= limits.failed_stop:
+            return 0
+        mask = ((1 << count) - 1) << place
+        return mask if self.data.run_fresh(counter >> INDEX_BITS, mask) else 0
 
     def window(self, counter: int) -> ReplayWindow:
         """The window this counter belongs to, by its control bit."""
