@@ -38,6 +38,7 @@ from keysource.kme.config import load
 from keysource.kme.control import ControlError, ask
 from keysource.kme.pki import Authority, write_new
 from tests.kme.conftest import ROOT, free_port
+from tests.kme.pgcluster import DATABASE_PASSWORD
 
 SITES = ("alice", "bob", "carol")
 LINKS = {"alice": ("bob", "carol"), "bob": ("alice",), "carol": ("alice",)}
@@ -72,8 +73,17 @@ class Book:
 class Network:
     """Start it, use it, close it."""
 
-    def __init__(self, folder: Path, *, limits: str = "", origins: dict[str, Origin] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        limits: str = "",
+        origins: dict[str, Origin] | None = None,
+        databases: dict[str, str] | None = None,
+    ) -> None:
+        """``databases``: of the sites that are on a PostgreSQL, its conninfo."""
         self.folder = folder
+        self._databases = databases or {}
         self.authority = Authority("network CA")
         self.ports = {site: (free_port(), free_port()) for site in SITES}
         self.files = {site: self._write(site, limits) for site in SITES}
@@ -109,7 +119,7 @@ peer_listen = "127.0.0.1:{self.ports[site][1]}"
 certificate = "pki/kme.crt"
 private_key = "pki/kme.key"
 ca = "pki/ca.crt"
-store = "state/kme.sqlite"
+{self._store(site)}
 {limits}
 """
         for other in LINKS[site]:
@@ -121,6 +131,15 @@ store = "state/kme.sqlite"
         file = home / "kme.toml"
         file.write_text(text)
         return file
+
+    def _store(self, site: str) -> str:
+        if site not in self._databases:
+            return 'store = "state/kme.sqlite"'
+        home = self.folder / site
+        write_new(home / "site.key", secrets.token_bytes(32), 0o600)
+        write_new(home / "password", DATABASE_PASSWORD.encode(), 0o600)
+        table = f'[store]\nkind = "postgresql"\nconninfo = "{self._databases[site]}"\npassword = "password"'
+        return f'site_key = "site.key"\n{table}\nconnections = 3\n'
 
     async def start(self, keys: int) -> None:
         for site, others in LINKS.items():

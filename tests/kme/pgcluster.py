@@ -101,7 +101,7 @@ class Node:
 class Cluster:
     """A primary; standbys as they are asked for."""
 
-    def __init__(self, **settings: str) -> None:
+    def __init__(self, *databases: str, **settings: str) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="pg-"))
         self._folder.chmod(0o755)
         self.settings = {
@@ -128,7 +128,8 @@ class Cluster:
         self.primary.start()
         with self.primary.admin() as admin:
             admin.execute(f"CREATE ROLE qvpn LOGIN PASSWORD '{DATABASE_PASSWORD}'")
-            admin.execute("CREATE DATABASE qvpn OWNER qvpn")
+            for name in databases or ("qvpn",):
+                admin.execute(f"CREATE DATABASE {name} OWNER qvpn")
         self.primary.stop()
         self.primary.settings = plain
 

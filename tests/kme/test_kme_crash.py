@@ -67,8 +67,13 @@ def test_every_point_belongs_to_an_exchange_and_stands_in_the_code():
 @pytest.mark.timeout(120 + 20 * KILLS)
 @pytest.mark.parametrize("point", [point for point in crashpoints.POINTS if point not in MIGRATE])
 async def test_killed_at(network, point):
+    await killed_at(network, point, KILLS)
+
+
+async def killed_at(network, point, kills):
+    """The victim dies there that often, and nothing is wrong after each time."""
     victim, *costs = EXCHANGES[point.partition(".")[0]]
-    for _ in range(KILLS):
+    for _ in range(kills):
         before = await stock(network)
         attempts, drawn = await provoke(network, point, victim)
         network.serve(victim)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from keysource.base import End, Origin, Owner, derive_key_id
+from keysource.kme import checks, stores
+from keysource.kme.config import ConfigError, load
+from keysource.kme.epochs import new_site_key
 from keysource.kme.pgserver import Server
 from keysource.kme.postgres import PostgresStore
 from keysource.kme.records import Alarmed, KeysNotFound, LinkRow, Offer, StoreError, Terms
+from keysource.kme.scaffold import SitePlan, write_pair
+from tests.kme.pgcluster import DATABASE_PASSWORD
 from tests.kme.places import PostgresPlace
 
 PROCESSES = 6
@@ -330,3 +337,72 @@ def test_no_password_in_any_text(place):
         server.connect()
     assert "authentication" in str(caught.value)
     assert "a-secret" not in str(caught.value) + repr(server)
+
+
+# check
+
+
+@pytest.fixture
+def configured(place, tmp_path):
+    """A site whose configuration names the database, changed."""
+    [file, _] = write_pair(tmp_path, SitePlan("alice", "127.0.0.1"), SitePlan("bob", "127.0.0.2"))
+    new_site_key(file.with_name("site.key"))
+    password = file.with_name("password")
+    password.write_text(DATABASE_PASSWORD + "\n")
+    password.chmod(0o600)
+
+    def make(*changes):
+        table = 'site_key = "site.key"\n[store]\nkind = "postgresql"\npassword = "password"\n'
+        table += f'conninfo = "{place.server("kme").conninfo}"\n'
+        text = file.read_text().replace('store = "kme-state/kme.sqlite"', table)
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        changed = file.with_name("changed.toml")
+        changed.write_text(text)
+        return load(changed)
+
+    return make
+
+
+def said(findings):
+    return "\n".join(f"{'FAULT' if finding.fault else 'hint'}: {finding.text}" for finding in findings)
+
+
+def test_check_asks_the_database(configured, place):
+    text = said(checks.database(configured()))
+    assert f"hint: [store]: PostgreSQL 'qvpn' at {place.node.folder} answers, version 1" in text
+    assert "FAULT: [store]: synchronous_standby_names of the PostgreSQL server is empty" in text
+    assert "FAULT: [store]: fsync of the server is off" in text  # as it is for these tests
+    assert "hint: [store]: synchr" in said(
+        checks.database(configured(("[store]", "[store]\nrequire_standby = false")))
+    )
+    assert "FAULT: [store]: PostgreSQL" in said(checks.database(configured((str(place.node.folder), "/nowhere"))))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("[store]", "[store]\nrequire_standby = false"), "hint: [store] require_standby = false: a failover"),
+        (('device = "link/device.sock"\n', ""), "hint: [[link]]: this process has no device"),
+        (('"password"', '"no-password"'), "no-password: the password of the database: No such file"),
+        (('"password"', '"credential:db"'), "[store] password 'credential:db': $CREDENTIALS_DIRECTORY is not set"),
+        (("[store]", "[store]\nkind_ = 1"), None),
+    ],
+)
+def test_check_knows_without_asking(configured, monkeypatch, change, says):
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    if says is None:
+        with pytest.raises(ConfigError, match="kind_: no such key"):
+            configured(change)
+        return
+    text = said(checks.findings(configured(change), datetime.datetime.now(datetime.UTC)))
+    assert says in text
+    assert DATABASE_PASSWORD not in text
+
+
+def test_without_the_extra_it_is_said_what_to_install(configured, monkeypatch):
+    config = configured()
+    monkeypatch.setitem(sys.modules, "keysource.kme.pgserver", None)
+    with pytest.raises(StoreError, match=r"needs the extra qvpn\[postgres\]"):
+        stores.open_stores(config)
