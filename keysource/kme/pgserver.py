@@ -51,7 +51,8 @@ _STATE = (
     "SELECT (SELECT coalesce(max(number), 0) FROM epoch), current_setting('synchronous_standby_names'),"
     " pg_is_in_recovery()"
 )
-_PROBE = "INSERT INTO meta VALUES ('probe', '') ON CONFLICT (name) DO UPDATE SET value = ''"
+# A commit of no consequence: it goes through only where a standby confirms it.
+PROBE = "INSERT INTO meta VALUES ('probe', '') ON CONFLICT (name) DO UPDATE SET value = ''"
 _TIMELINE = "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int"
 
 
@@ -234,7 +235,7 @@ class PgDatabase:
         try:
             self._begin(local=False)
             try:
-                self.execute(_PROBE)
+                self.execute(PROBE)
                 self.commit()
             except BaseException:
                 self.rollback()

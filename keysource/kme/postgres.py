@@ -23,7 +23,7 @@ from cryptography.exceptions import InvalidTag
 from keysource.kme import crashpoints, migrate
 from keysource.kme.epochs import Epoch, Epochs
 from keysource.kme.keystore import KeyStore
-from keysource.kme.pgserver import InUse, PgDatabase, Server
+from keysource.kme.pgserver import PROBE, InUse, PgDatabase, Server
 from keysource.kme.records import ANY, Alarmed, StoreError, Unit, Wanted
 
 TABLES = """
@@ -177,10 +177,11 @@ class PostgresStore(KeyStore):
         told |= {"require_standby": server.require_standby, "doubt": server.doubt or None}
         try:
             with self._transaction():
+                self._db.execute(PROBE)
                 names = self._db.execute("SHOW synchronous_standby_names").fetchone()[0]
                 live = self._db.execute(f"SELECT count(*) FROM ({_LIVE}) AS live").fetchone()[0]
         except StoreError as error:
-            return told | {"trouble": str(error)}
+            return told | {"doubt": server.doubt or None, "trouble": str(error)}
         return told | {"standbys": names, "timeline": server.timeline, "processes": live, "trouble": None}
 
     # Opening

@@ -110,7 +110,7 @@ async def client(network, over, counts):
 
 
 @pytest.mark.timeout(120 + 120 * FAILOVERS)
-async def test_a_primary_dies_and_its_standby_is_promoted(cluster, capsys):
+async def test_a_primary_dies_and_its_standby_is_promoted(cluster, capsys, record_property):
     databases = {site: conninfo(cluster, site) for site in ("alice", "bob")}
     with tempfile.TemporaryDirectory(prefix="kme-") as folder:
         network = Network(Path(folder), databases=databases, limits="[limits]\nrequests_per_second = 0.0\n")
@@ -128,6 +128,7 @@ async def test_a_primary_dies_and_its_standby_is_promoted(cluster, capsys):
             primary, standby = cluster.nodes
             for _ in range(FAILOVERS):
                 times, standby, primary = await fail_over(network, cluster, clients, primary, standby)
+                record_property("failover", times)
                 with capsys.disabled():
                     print(f"\nPostgreSQL failover, seconds after kill -9 of the primary: {times}")
             over.set()
