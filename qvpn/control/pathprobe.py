@@ -70,6 +70,7 @@ class PathProber:
         self._awake = False
         self.search: PathSearch | None = None
         self.headers = HEADERS[4]
+        """Bytes around a datagram of ours, outside."""
         self.echoed = 0
         """Probes of the peer that were answered."""
 
@@ -78,7 +79,7 @@ class PathProber:
         ceiling, now = self._ceiling(), self._clock()
         if ceiling is None:
             return
-        self.headers = HEADERS[address.ip.version]
+        self.headers = HEADERS[address.ip.version] + address.overhead
         if self.search is None:
             self.search = PathSearch(ceiling, self.headers, now)
         else:

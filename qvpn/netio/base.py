@@ -34,6 +34,11 @@ class Address:
         return "udp"
 
     @property
+    def overhead(self) -> int:
+        """Bytes that the transport adds to each datagram inside its UDP payload."""
+        return 0
+
+    @property
     def cuts(self) -> bool:
         """Whether a datagram that is too long for the path still arrives, if sent with ``send_fragmentable``."""
         return self.ip.version == 4

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from qvpn.netio.base import Address
 
+OVERHEAD = 30
+"""Of a UDP datagram with one DATAGRAM frame: header 1 + 8 + 2, tag 16, frame 3 (RFC 9000 17.3, RFC 9221 4)."""
+
 
 @dataclass(frozen=True, slots=True)
 class QuicAddress(Address):
@@ -21,6 +24,10 @@ class QuicAddress(Address):
     @property
     def carrier(self) -> str:
         return "quic"
+
+    @property
+    def overhead(self) -> int:
+        return OVERHEAD
 
     @property
     def cuts(self) -> bool:

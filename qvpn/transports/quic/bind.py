@@ -18,9 +18,9 @@ from aioquic.quic.connection import QuicConnection
 from qvpn.netio.base import Address, Bind, Received
 from qvpn.transports.base import CallLater, Layer
 from qvpn.transports.quic.acceptor import CID, VERSIONS, Acceptor, Open
-from qvpn.transports.quic.address import QuicAddress, over_quic
+from qvpn.transports.quic.address import OVERHEAD, QuicAddress, over_quic
 from qvpn.transports.quic.certificate import NOT_VERIFIED, Certificate
-from qvpn.transports.quic.link import OVERHEAD, SILENT, Link
+from qvpn.transports.quic.link import SILENT, Link
 from qvpn.transports.quic.settings import DEFAULT_SIZE
 
 QUIC_BIT, LONG_HEADER = 0x40, 0x80

@@ -1,8 +1,9 @@
 """One QUIC connection, without I/O: datagrams of ours in, UDP datagrams out, and back.
 
-aioquic's :class:`QuicConnection` does the protocol.  Of its insides four are used, all checked by the tests: the list
+aioquic's :class:`QuicConnection` does the protocol.  Of its insides five are used, all checked by the tests: the list
 of pending DATAGRAM frames is replaced by our bounded queue, the size of the packets it builds is set before each
-building, the pacer is replaced by one for batches, and the certificate that the peer showed is read for the pin.
+building, the pacer is replaced by one for batches, the certificate that the peer showed is read for the pin, and
+probes of the path's MTU are taken out of the congestion control's books.
 """
 
 from __future__ import annotations
@@ -14,15 +15,13 @@ from typing import Any, cast
 
 from aioquic.quic import events
 from aioquic.quic.connection import QuicConnection
+from aioquic.tls import Epoch
 
 from qvpn.netio.base import Address
-from qvpn.transports.quic.address import QuicAddress, over_quic
+from qvpn.transports.quic.address import OVERHEAD, QuicAddress, over_quic
 from qvpn.transports.quic.certificate import fingerprint
-from qvpn.transports.quic.parts import PART, PARTS, Joiner, Splitter
+from qvpn.transports.quic.parts import PART, Joiner, Splitter
 from qvpn.transports.quic.queue import DatagramQueue
-
-OVERHEAD = 30
-"""Of a UDP datagram with one DATAGRAM frame: header 1 + 8 + 2, tag 16, frame 3 (RFC 9000 17.3, RFC 9221 4)."""
 
 LEAST_PACKET = 1200
 EVERYWHERE = LEAST_PACKET - OVERHEAD
@@ -47,13 +46,15 @@ class BatchPacer:
 
     def __init__(self, size: int) -> None:
         self._size = size
+        self.open = False
+        """Let everything go."""
         self._tokens = float(self.BURST)
         self._at = 0.0
         self._rate = 0.0
         """Packets per second; 0: not known yet."""
 
     def next_send_time(self, now: float) -> float | None:
-        if not self._rate:
+        if not self._rate or self.open:
             return None
         self._tokens = min(float(self.BURST), self._tokens + max(0.0, now - self._at) * self._rate)
         self._at = now
@@ -127,11 +128,36 @@ class Link:
             if stale:
                 self._errors["quic_stale"] += stale
         inside = cast(Any, self.quic)
+        probes = self._probes(now) if self.up else []
         inside._max_datagram_size = max(LEAST_PACKET, self.queue.longest + OVERHEAD if self.queue else 0)
         waiting = bool(self.queue)
         found = cast(list[tuple[bytes, Address]], self.quic.datagrams_to_send(now))
         if waiting and found and self._unanswered is None:
             self._unanswered = now
+        return probes + found
+
+    def _probes(self, now: float) -> list[tuple[bytes, Address]]:
+        """Control records of more than what every path carries are probes of its MTU.
+
+        Each goes at once, and whether it is lost says nothing of congestion (RFC 9000, 14.4): else a narrow path,
+        on which all of them are lost, would bring the connection to a stand.
+        """
+        found: list[tuple[bytes, Address]] = []
+        inside = cast(Any, self.quic)
+        recovery = inside._loss
+        for probe in self.queue.take_long(EVERYWHERE):
+            flight, first = recovery._cc.bytes_in_flight, inside._packet_number
+            inside._datagrams_pending, inside._max_datagram_size = deque([probe]), len(probe) + OVERHEAD
+            recovery._cc.bytes_in_flight, recovery._pacer.open = 0, True
+            found += inside.datagrams_to_send(now)
+            recovery._cc.bytes_in_flight, recovery._pacer.open = flight, False
+            inside._datagrams_pending = self.queue
+            space = inside._spaces[Epoch.ONE_RTT]
+            for number in range(first, inside._packet_number):
+                packet = space.sent_packets.get(number)
+                if packet is not None and packet.is_ack_eliciting:
+                    packet.in_flight = packet.is_ack_eliciting = False
+                    space.ack_eliciting_in_flight -= 1
         return found
 
     # receiving
@@ -213,5 +239,3 @@ _HANDLERS: dict[type, Callable[[Link, Any], None]] = {
     events.ConnectionIdIssued: Link._issued,
     events.ConnectionIdRetired: Link._retired,
 }
-
-__all__ = ["EVERYWHERE", "OVERHEAD", "PARTS", "Link"]

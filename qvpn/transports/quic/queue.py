@@ -58,10 +58,12 @@ class DatagramQueue:
             self.longest = len(datagram)
         return True
 
-    @property
-    def room(self) -> int:
-        """Datagrams that :meth:`put` takes now, other than urgent ones."""
-        return BULK - len(self._bulk)
+    def take_long(self, over: int) -> list[bytes]:
+        """Take out the urgent ones with more than so many bytes."""
+        found = [datagram for datagram in self._urgent if len(datagram) > over]
+        if found:
+            self._urgent = deque(datagram for datagram in self._urgent if len(datagram) <= over)
+        return found
 
     def drop_stale(self, now: float) -> int:
         """Forget what has waited for too long; how many there were."""

@@ -141,6 +141,22 @@ def test_where_udp_never_passes_a_tunnel_comes_up_over_quic(play: Play) -> None:
     play(story, quic=True, more=BOTH, endpoints=("alice",))
 
 
+def test_a_narrow_path_is_found_without_a_stand_still(play: Play) -> None:
+    async def story(world: Any) -> None:
+        world.network.impair_all(Impairments(delay=0.005, path_payload=1252))
+        await world.start()
+        await world.up(within=10)
+        await world.until(lambda: world.peer("alice")["path"]["found"] == "probe", 20)
+        path = world.peer("alice")["path"]
+        assert path["mtu"] == 1280 and path["inner_mtu"] == 1180
+        for _ in range(30):
+            assert await world.send("alice", 5) == 5
+            await asyncio.sleep(0.5)
+        assert world.peer("alice")["failures"] == 0 and world.peer("alice")["rekeys"] >= 3
+
+    play(story, quic=True, more=QUIC, rekey="4s", endpoints=("alice",))
+
+
 def test_nothing_falls_back_that_is_not_told_to(play: Play) -> None:
     async def story(world: Any) -> None:
         world.make("alice", more=QUIC)

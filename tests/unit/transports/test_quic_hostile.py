@@ -405,6 +405,25 @@ def test_a_narrow_path_carries_whole_records_in_two_frames() -> None:
     assert server.links[0].up
 
 
+def test_lost_probes_of_the_path_do_not_slow_the_connection_down() -> None:
+    world = World(path_payload=1260)
+    _, at_server, client, _ = pair(world)
+    to, inside = parse_peer(SERVER, {}), client.links[0].quic
+    window: Any = inside
+    for _ in range(20):
+        client.send_batch(view(*(b"\x10" * size for size in range(1240, 1370, 13))), to)
+        world.run(0.2)
+    assert window._loss.congestion_window >= 10_000 and window._loss._pto_count == 0
+    assert window._loss.bytes_in_flight == 0
+    assert not at_server
+    still_works(world, client, at_server)
+    at_server.clear()
+    world.network.impair_all(Impairments(delay=0.005))
+    client.send_batch(view(b"\x10" * 1369, b"\x10" * 1370), to)
+    world.run(0.1)
+    assert [len(data) for data in at_server] == [1369, 1370]
+
+
 # certificates
 
 
