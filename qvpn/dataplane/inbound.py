@@ -397,8 +397,7 @@ class Inbound:
 
     def _accepts(self, peer: Peer, packet: memoryview) -> bool:
         """True if the packet may go to the TUN, as which it is mended then."""
-        if self._mark and not ecn.apply(packet, VNET_HEADER, self._mark):
-            peer.drops.count(ecn.lost(self._mark))
+        if self._mark and not self._marked(peer, packet):
             return False
         if self._table.allowed.lookup(ip.source(packet, VNET_HEADER)) is not peer:
             peer.drops.count(DropReason.WRONG_SOURCE)
@@ -407,6 +406,16 @@ class Inbound:
         if (packet[_PROTOCOL] == ip.TCP or packet[_NEXT] == ip.TCP) and is_syn(packet, VNET_HEADER, len(packet)):
             clamp(packet, 0, len(packet), peer.inner_mtu)
         return True
+
+    def _marked(self, peer: Peer, packet: memoryview) -> bool:
+        """Give the packet the receive's mark; False: dropped.  Our own queue's is for one packet only."""
+        mark = self._mark
+        if mark == ecn.WAITED:
+            self._mark = ecn.NOT_ECT
+        if ecn.apply(packet, VNET_HEADER, mark):
+            return True
+        peer.drops.count(ecn.lost(mark))
+        return False
 
     def _flush_packets(self) -> None:
         self._merger.forget()

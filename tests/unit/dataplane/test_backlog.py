@@ -284,6 +284,64 @@ def test_what_waited_is_marked_inside_or_dropped(bits: int, version: int) -> Non
         assert pair.drops() == {DropReason.RECEIVE_QUEUE: CHUNKS}
 
 
+@pytest.mark.parametrize("bits", [0, 2])
+@pytest.mark.parametrize("waited", [(False, True), (True, False), (True, True)])
+def test_a_superpacket_of_two_receives_of_which_one_waited(bits: int, waited: tuple[bool, bool]) -> None:
+    """Each half is whole in itself: lost, or marked, as its own receive says."""
+    pair = Pair()
+    pair.established()
+    pair.bob.tun.taken.clear()
+    sent: list[bytes] = []
+    pair.alice.bind.send_segments = (  # type: ignore[method-assign]
+        lambda buffer, segment, address, ecn=0: sent.append(bytes(buffer)) or CHUNKS  # type: ignore[func-returns-value]
+    )
+    whole = superpacket(1, bits=bits)
+    pair.alice.tun.inject([whole])
+    (records,) = sent
+    size = len(records) // CHUNKS
+    for half, late in zip((records[: size * CHUNKS // 2], records[size * CHUNKS // 2 :]), waited, strict=True):
+        mark = ecn.WAITED if late else bits
+        pair.bob.plane._inbound.process(Received(memoryview(half), len(half), size, ALICE, mark), 1.0)
+    pair.bob.plane._inbound.flush()
+    got = [piece for packet in pair.bob.tun.taken for piece in finish(packet)]
+    wanted = finish(whole)
+    halves = zip((wanted[: CHUNKS // 2], wanted[CHUNKS // 2 :]), waited, strict=True)
+    if bits:
+        assert [piece[20:] for piece in got] == [piece[20:] for piece in wanted]
+        assert [piece[1] & 3 for piece in got] == [CE if late else bits for half, late in halves for _ in half]
+        assert pair.drops() == {}
+    else:
+        assert got == [piece for half, late in halves if not late for piece in half]
+        assert pair.drops() == {DropReason.RECEIVE_QUEUE: sum(waited) * CHUNKS // 2}
+
+
+@pytest.mark.parametrize("bits", [0, 2])
+def test_of_many_small_packets_that_waited_one_is_chosen(bits: int) -> None:
+    pair = Pair()
+    pair.established()
+    pair.bob.tun.taken.clear()
+    original = pair.bob.bind.receive_batch
+
+    def late(limit: int, descriptor: int = -1) -> list[Received]:
+        batch = original(limit, descriptor)
+        for each in batch:
+            each.ecn = ecn.WAITED
+        return batch
+
+    pair.bob.bind.receive_batch = late  # type: ignore[method-assign]
+    packets = [bytearray(numbered(number, FROM_ALICE[6], FROM_BOB[6])) for number in range(10)]
+    for packet in packets:
+        packet[11] |= bits << 4
+    pair.alice.tun.inject([bytes(packet) for packet in packets])  # one record has them all
+    pair.run()
+    if bits:
+        assert [packet[11] >> 4 & 3 for packet in pair.bob.tun.taken] == [CE, *[bits] * 9]
+        assert pair.drops() == {}
+    else:
+        assert pair.bob.tun.taken == [bytes(packet) for packet in packets[1:]]
+        assert pair.drops() == {DropReason.RECEIVE_QUEUE: 1}
+
+
 @pytest.fixture
 def udp() -> Iterator[tuple[UdpBind, socket.socket]]:
     bind = UdpBind(Address(ipaddress.ip_address("127.0.0.1"), 0))
