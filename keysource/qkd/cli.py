@@ -18,11 +18,13 @@ from rich.table import Table
 from keysource.base import Owner
 from keysource.errors import KeySourceError
 from keysource.qkd.attackcli import attack
+from keysource.qkd.benchmarks import bench
 from keysource.qkd.config import EndConfig, FibreConfig, load
 from keysource.qkd.engine.control import ask
 from keysource.qkd.errors import LinkSettings
 from keysource.qkd.optics.attacks import ATTACKS
 from keysource.qkd.optics.weather import WEATHERS
+from keysource.qkd.plotscli import plots
 from keysource.qkd.presets import PRESETS
 from keysource.qkd.ratecli import rate, repeater
 from keysource.qkd.records import ASSUMPTIONS
@@ -34,6 +36,8 @@ app.command()(rate)
 app.command()(repeater)
 app.command()(simulate)
 app.command()(attack)
+app.command()(plots)
+app.command()(bench)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The configuration of one end or the fibre, TOML.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object and nothing else.")]
 

@@ -120,7 +120,7 @@ def simulate(
     if guard not in get_args(Monitor):
         raise LinkSettings(f"--monitor {guard}: none of {', '.join(MONITORS)}")
     tally = Tally(PRESETS[name], pace or (config.pace if config is not None else "fast"))
-    tally.interrupted = interrupted(_run(tally, blocks, guard, weather, quiet=as_json))
+    tally.interrupted = interrupted(run_link(tally, blocks, guard, weather, quiet=as_json))
     if as_json:
         print(json.dumps(tally.as_dict()))
     else:
@@ -131,7 +131,8 @@ def simulate(
         raise LinkError("the two ends' keys differ, or the ledger does not balance: a mistake; please report it")
 
 
-async def _run(tally: Tally, blocks: int, monitor: Any, weather: str, *, quiet: bool) -> None:
+async def run_link(tally: Tally, blocks: int, monitor: Any, weather: str, *, quiet: bool) -> None:
+    """Fill the tally with that many blocks of a link of its own.  Raises :class:`LinkError`."""
     preset, loop = tally.preset, asyncio.get_running_loop()
     limit = min(0.9, max(1e-3, 1.5 * blocks * (preset.security.secrecy + preset.security.correctness)))
     patience = 120.0 + 10.0 * preset.block_seconds
