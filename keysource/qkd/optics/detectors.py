@@ -19,6 +19,8 @@ import numpy.typing as npt
 from keysource.qkd.optics.model import Recovery
 from keysource.qkd.optics.settings import Bits, Positions
 
+CHUNK = 1 << 15
+"""Clicks that go through the detectors at once."""
 ZERO, ONE, BOTH = 1, 2, 3
 """Which detectors fired, as bits of a number."""
 
@@ -82,6 +84,20 @@ class Receiver:
 
     def take(self, clicks: Clicks, end: int, nature: np.random.Generator) -> tuple[Clicks, _Gates]:
         """(what fires before gate ``end``, for each the index of the light click in it or -1)."""
+        gates, total = clicks.gates, len(clicks.gates)
+        if total <= CHUNK:
+            return self._take(clicks, end, nature)
+        fired, lights = list[Clicks](), list[_Gates]()
+        for at in range(0, total, CHUNK):  # what the cache holds; a slice is a slice
+            until = min(at + CHUNK, total)
+            edge = int(gates[until]) if until < total else end
+            some, light = self._take(Clicks(gates[at:until], clicks.ports[at:until]), edge, nature)
+            fired.append(some)
+            lights.append(np.where(light >= 0, light + at, -1))
+        joined = (np.concatenate([getattr(some, name) for some in fired]) for name in ("gates", "ports"))
+        return Clicks(*joined), np.concatenate(lights)
+
+    def _take(self, clicks: Clicks, end: int, nature: np.random.Generator) -> tuple[Clicks, _Gates]:
         if self._after <= 0.0:
             fires = ready_again(clicks.gates, self._dead, self._blind_until)
             kept = np.flatnonzero(fires)
@@ -143,9 +159,10 @@ class Receiver:
         """Several causes may share a gate: they fire, or are lost, together."""
         chosen = np.flatnonzero(possible & (gates < end))
         distinct, first = _distinct(gates[chosen])
-        fires = np.zeros(len(gates), dtype=bool)
-        times = np.diff(first, append=len(chosen))
-        fires[chosen] = np.repeat(ready_again(distinct, self._dead, self._blind_until), times)
+        fires, on = np.zeros(len(gates), dtype=bool), ready_again(distinct, self._dead, self._blind_until)
+        if len(first) < len(chosen):
+            on = np.repeat(on, np.diff(first, append=len(chosen)))
+        fires[chosen] = on
         return fires
 
 

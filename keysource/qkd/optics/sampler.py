@@ -25,6 +25,8 @@ from keysource.qkd.optics.table import Table, cases, make_table
 
 Method = Literal["sparse", "dense"]
 DENSE_CHUNK = 1 << 18
+SPARSE_CHUNK = 1 << 15
+"""Candidates whose columns fit the cache together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ def candidates(first: int, count: int, p_max: float, nature: np.random.Generator
     reached, end = first - 1, first + count
     scale = -1.0 / math.log1p(-p_max)
     while reached < end:
-        expected = (end - reached) * p_max
+        expected = min((end - reached) * p_max, 2.0 * SPARSE_CHUNK)
         steps = nature.standard_exponential(int(expected + 6.0 * expected**0.5) + 16)
         steps *= scale  # the whole part of an exponential is geometric
         positions = np.cumsum(steps.astype(np.int64) + 1)
@@ -57,7 +59,7 @@ def candidates(first: int, count: int, p_max: float, nature: np.random.Generator
         reached = int(positions[-1])
         found.append(positions)
     everything = found[0] if len(found) == 1 else np.concatenate(found)
-    return everything[: int(np.searchsorted(everything, end))].astype(np.uint64)
+    return everything[: int(np.searchsorted(everything, end))].view(np.uint64)
 
 
 def detect(
@@ -76,7 +78,7 @@ def detect(
     clicks, notes = (_faked if blind else _seen)(optics, alice, bob, span, eve, nature, method)
     end = span[0] + span[1]
     fired, light = (receiver or Receiver(optics.recovery, optics.pulse_rate)).take(clicks, end, nature)
-    positions = fired.gates.astype(np.uint64)
+    positions = fired.gates.view(np.uint64)
     tested = _tested(bob, positions)
     bits = bits_of(fired.ports, nature)
     of_light = np.where(light >= 0, light, 0)
@@ -116,7 +118,8 @@ def _gates(
     """(pulse numbers, largest value of their dice) in handy pieces."""
     first, count = span
     if method == "sparse":
-        return [(candidates(first, count, table.most, nature), min(1.0, table.most))]
+        found, most = candidates(first, count, table.most, nature), min(1.0, table.most)
+        return [(found[at : at + SPARSE_CHUNK], most) for at in range(0, len(found), SPARSE_CHUNK)] or [(found, most)]
     edges = range(first, first + count, DENSE_CHUNK)
     return [(np.arange(at, min(at + DENSE_CHUNK, first + count), dtype=np.uint64), 1.0) for at in edges]
 
@@ -138,7 +141,7 @@ def _throw(
     dice = nature.random(len(positions))
     dice *= most
     clicked, ports, held = table.throw(dice, cases(settings.decoy, touched, bases, tested))
-    clicks = Clicks(positions[clicked].astype(np.int64), ports)
+    clicks = Clicks(positions[clicked].view(np.int64), ports)
     if eve.fraction <= 0.0:
         return clicks, None
     seen = Light(light.check[clicked], light.bit[clicked])

@@ -19,6 +19,7 @@ SEED_BYTES = 32
 Positions = npt.NDArray[np.uint64]
 Bits = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint64]
+_PIECE = 1 << 13
 
 
 def fresh_seed() -> bytes:
@@ -30,10 +31,16 @@ def keystream(seed: bytes, positions: Positions) -> Words:
     """For each pulse number one 128-bit keystream block, as two unsigned 64-bit words: shape (n, 2)."""
     if len(seed) != SEED_BYTES:
         raise ValueError(f"a block seed has {SEED_BYTES} bytes")
-    counters = np.zeros((len(positions), 2), dtype=">u8")
-    counters[:, 1] = positions
     cipher = Cipher(algorithms.AES(seed), modes.ECB()).encryptor()  # of distinct counters: CTR
-    return np.frombuffer(cipher.update(counters.tobytes()), dtype="<u8").reshape(-1, 2).astype(np.uint64)
+    words = np.empty((len(positions), 2), dtype=np.uint64)
+    counters = np.zeros((min(len(positions), _PIECE), 2), dtype=">u8")  # pieces stay in the cache, fresh pages cost
+    stream = np.empty(counters.nbytes + 16, dtype=np.uint8)
+    for at in range(0, len(positions), _PIECE):
+        some = positions[at : at + _PIECE]
+        counters[: len(some), 1] = some
+        size = cipher.update_into(counters[: len(some)].view(np.uint8).data, stream.data)
+        words[at : at + len(some)] = stream[:size].view("<u8").reshape(-1, 2)
+    return words
 
 
 def _happens(words: Words, probability: float) -> Bits:
