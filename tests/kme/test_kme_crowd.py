@@ -23,6 +23,7 @@ def let_them_in(lab):
         text = file.read_text().split("[[sae]]")[0]
         [line] = [line for line in text.splitlines() if line.startswith("saes =")]
         text = text.replace(line, "saes = [" + ", ".join(f'"{sae}"' for sae in theirs) + "]")
+        text += "[limits]\nunauthenticated_per_address = 1024\n"  # all of them have one address
         for own, other in zip(mine, theirs, strict=True):
             text += f'[[sae]]\nid = "{own}"\nmay_share_with = ["{other}"]\n'
         file.write_text(text)
