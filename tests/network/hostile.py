@@ -176,8 +176,7 @@ class Net:
                 node.receive(*received, self.now)
         except Killed as point:
             self.kills[str(point)] += 1
-            self.stores[name].close()
-            self._boot(name)
+            self.reboot(name)
             return
         finally:
             self._stepping = False
@@ -196,6 +195,11 @@ class Net:
         for unit in share.header.units:
             assert unit not in self.masked, f"unit {unit} goes out twice"
             self.masked[unit] = share
+
+    def reboot(self, name: str) -> None:
+        """With what is on its disk."""
+        self.stores[name].close()
+        self._boot(name)
 
     def _boot(self, name: str) -> None:
         store = NodeStore(self.folder / name / "relay.sqlite", name, max_units=100_000)

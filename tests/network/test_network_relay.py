@@ -11,6 +11,7 @@ import pytest
 from keysource.base import Origin
 from keysource.network import crashes, onetime, shares
 from keysource.network.core import Fault
+from keysource.network.messages import Ack, Commit, Open, Proof, Verdict
 from tests.network.hostile import Net, Weather, topology
 
 LONG = bool(os.environ.get("QVPN_TEST_LONG"))
@@ -52,6 +53,9 @@ def test_a_block_goes_over_a_trusted_node_and_says_so(tmp_path: Path, nets: list
     for node, link in (("a", "a-b"), ("b", "b-c")):
         stored = net.stores[node].link(link)
         assert stored is not None and 100 - stored.own == cost * len(keys), "a hop costs what it says"
+    for node, link in (("b", "a-b"), ("c", "b-c")):
+        stored = net.stores[node].link(link)
+        assert stored is not None and 100 - stored.peers == cost * len(keys), "a pad is still at the other end"
     assert not net.stores["b"].outbox("long")
 
 
@@ -100,14 +104,10 @@ def test_killed_at_a_named_point(
 
 def test_a_lost_verdict_and_a_late_open_never_split_a_block(tmp_path: Path, nets: list[Net]) -> None:
     """The Open of a committed block comes again while the initiator still waits for the verdict."""
-    from keysource.network.messages import Open, Verdict
-
     nets.append(net := Net(tmp_path, topology([("a", "b")], ("a", "b")), seed=3))
     net.feed(60)
-    opened: list[Open] = []
     for _ in range(400):
         net.run(0.01)
-        opened += [m.body for m in net._flying if b'"op":"open"' in m.body]  # type: ignore[misc]
         if net.keys("b"):
             break
     target = net.nodes["b"]
@@ -117,6 +117,27 @@ def test_a_lost_verdict_and_a_late_open_never_split_a_block(tmp_path: Path, nets
     assert not [m for _to, m in target.take_outgoing() if isinstance(m, Verdict) and not m.committed]
     settle(net)
     equal_ends(net, ("a", "b"))
+
+
+def test_a_message_that_comes_twice_costs_one_pad(tmp_path: Path, nets: list[Net]) -> None:
+    nets.append(net := Net(tmp_path, topology(CHAIN, ("a", "c")), seed=14, weather=Weather(double=1.0)))
+    net.feed(100)
+    net.run(4.0)
+    assert {share.header.attempt for share in net.masked.values()} == {1}
+    assert len(equal_ends(net, ("a", "c"))) > 2
+
+
+def test_an_old_message_under_a_used_pad_is_not_believed(tmp_path: Path, nets: list[Net]) -> None:
+    """The same bytes again, after the node was started anew: it has forgotten the share, and has not the pad."""
+    nets.append(net := Net(tmp_path, topology(CHAIN, ("a", "c")), seed=15))
+    net.feed(60)
+    net.run(3.0)
+    net.reboot("b")
+    for share in {share.tag: share for share in net.masked.values() if share.header.hop == 0}.values():
+        net.nodes["b"].receive("a", share, net.now)
+    assert {message.status for _to, message in net.nodes["b"].take_outgoing() if isinstance(message, Ack)} == {
+        "key not present"
+    }
 
 
 def test_a_retry_takes_another_pad_and_the_next_node_pays_for_it_once(tmp_path: Path, nets: list[Net]) -> None:
@@ -193,6 +214,46 @@ def test_the_stock_of_a_cut_link_is_used_last(tmp_path: Path, nets: list[Net]) -
     assert set(ways[: ways.index("b")]) <= {"c", "d"} and ways[0] != "b"
 
 
+def caught(net: Net, until: str) -> None:
+    for _ in range(600):
+        net.run(0.005)
+        if net.nodes["a"].initiators["long"].state == until:
+            return
+    raise AssertionError(f"never {until}")
+
+
+def test_a_forged_confirmation_commits_nothing(tmp_path: Path, nets: list[Net]) -> None:
+    nets.append(net := Net(tmp_path, topology(CHAIN, ("a", "c")), seed=16))
+    net.feed(60)
+    caught(net, "relaying")
+    transfer = next(iter(net.masked.values())).header.transfer
+    net.nodes["a"].receive("c", Proof(transfer=transfer, tag=bytes(32)), net.now)
+    assert net.stores["a"].prepared("long") is None
+    assert any(event.kind == "unconfirmed" for event in net.nodes["a"].take_events())
+    caught(net, "committing")
+    block = net.stores["a"].prepared("long")
+    assert block is not None and not net.keys("c")
+    net.nodes["c"].receive("a", Commit(transfer=block.transfer, connection="long", tag=bytes(32)), net.now)
+    assert not net.keys("c")
+    settle(net)
+    assert block.block not in equal_ends(net, ("a", "c")), "a refused block came back"
+
+
+def test_a_forged_hop_is_refused_and_its_pad_gone(tmp_path: Path, nets: list[Net]) -> None:
+    nets.append(net := Net(tmp_path, topology(CHAIN, ("a", "c")), seed=17))
+    net.feed(60)
+    caught(net, "relaying")
+    share = next(share for share in net.masked.values() if share.header.hop == 0)
+    bent = share.model_copy(update={"header": share.header.model_copy(update={"block": share.header.block + 1})})
+    for message, expected in ((bent, "failed"), (share, "key not present")):
+        net.nodes["b"].receive("a", message, net.now)
+        answers = [answer for _to, answer in net.nodes["b"].take_outgoing()]
+        assert [answer.status for answer in answers if isinstance(answer, Ack)] == [expected]
+        assert len(answers) == 1, "something was passed on"
+        stored = net.stores["b"].link("a-b")
+        assert stored is not None and stored.peers == 30 - len(share.header.units)
+
+
 def test_two_maps_that_differ_make_no_key(tmp_path: Path, nets: list[Net]) -> None:
     nets.append(net := Net(tmp_path, topology(CHAIN, ("a", "c")), seed=10))
     other = net.map.model_copy(
@@ -236,8 +297,6 @@ def test_a_corrupt_node_off_the_way_cannot_bring_a_block_down(tmp_path: Path, ne
 
 
 def test_who_fails_may_blame_only_what_lies_behind_it(tmp_path: Path, nets: list[Net]) -> None:
-    from keysource.network.messages import Ack
-
     nets.append(net := Net(tmp_path, topology(DIAMOND, ("a", "e")), seed=13))
     net.feed(60)
     for _ in range(300):
