@@ -207,12 +207,13 @@ def _print_status(answer: dict[str, Any]) -> None:
     console = Console()
     console.print(f"{answer['kme']}  pid {answer['pid']}  {answer['listen']}  fault: {answer['fault']}")
     table = Table()
-    for title in ("other KME", "device", "alarm", "to issue", "to receive", "reserved", "issued", "fetched"):
+    for title in ("other KME", "device", "alarm", "way", "to issue", "to receive", "reserved", "issued", "fetched"):
         table.add_column(title)
     for link in answer["links"]:
         device = "up" if link["device_connected"] else link["trouble"]
         numbers = (str(link[name]) for name in ("own_free", "peer_free", "reserved", "issued", "fetched"))
-        table.add_row(link["peer_kme"], device, link["alarm"] or "none", *numbers)
+        ways = "\n".join(" > ".join(path) for path in link["paths"]) or "direct"
+        table.add_row(link["peer_kme"], device, link["alarm"] or "none", ways, *numbers)
     console.print(table)
     table = Table()
     for title in ("SAE", "may share with", "requests", "keys issued", "keys fetched", "refused"):

@@ -10,8 +10,8 @@ STALE = 3.5
 """Who said nothing for so long is not there."""
 _MOST_TOLD = 20_000
 """Units; more than any block costs many times over."""
-SHUN_LINK = 10.0
-SHUN_LATE = 10.0
+SHUN_LINK = 3.0
+SHUN_LATE = 5.0
 SHUN_ALTERED = 60.0
 
 
