@@ -81,6 +81,8 @@ class QuicBind(Layer):
         self._buffers: list[memoryview] = []
         self._used = 0
         self._sizes: dict[Address, tuple[float, int]] = {}
+        self._measured: tuple[Address | None, float, int] = (None, 0.0, 0)
+        """The last of them: most sends go where the one before went."""
         self._on_readable: Callable[[], None] | None = None
         self._last: tuple[Address | None, Link | None] = (None, None)
         self._closed = False
@@ -97,7 +99,8 @@ class QuicBind(Layer):
             for received in self.lower.receive_batch(limit - len(batch), descriptor):
                 self._sort(received, batch, touched, now)
             for link in touched.values():
-                self._after(link, now)
+                # What QUIC itself has to say goes with the acknowledgement, which is due within a millisecond.
+                self._after(link, now, flush=not link.up or bool(link.queue))
         self._arrived.extend(batch[limit:])
         del batch[limit:]
         if self._arrived:
@@ -319,17 +322,17 @@ class QuicBind(Layer):
             del self._links[cid]
         for cid in link.cids:
             self._links.setdefault(cid, link)
-        place = link.address.place
-        there = self._at.get(place)
-        if there is None or there is link or link.up or there.ended:
-            self._at[place] = link
+        there = self._at.get(link.place)
+        if there is None or there.ended or not there.up or (link.up and link.since >= there.since):
+            self._at[link.place] = link
+        link.listed = link.up
         self._last = (None, None)
 
-    def _after(self, link: Link, now: float) -> None:
+    def _after(self, link: Link, now: float, *, flush: bool = True) -> None:
         """Whenever something was done with a connection: send, and wait for its next time."""
-        if link.up and self._at.get(link.address.place) is not link:
+        if link.up and not link.listed:
             self._register(link)
-        if not link.ended:
+        if flush and not link.ended:
             self._flush(link, now)
             link.take_events()
         if link.ended or now >= self._deadline(link):
@@ -380,6 +383,9 @@ class QuicBind(Layer):
             del self._links[cid]
         for place in [place for place, owner in self._at.items() if owner is link]:
             del self._at[place]
+            for other in self._all.values():
+                if other.place == place:
+                    self._register(other)
         self._last = (None, None)
 
     # the rest of Bind
@@ -387,13 +393,17 @@ class QuicBind(Layer):
     def max_payload(self, address: Address) -> int:
         if not isinstance(address, QuicAddress):
             return self.lower.max_payload(address)
-        now, place = self._clock(), address.place
-        asked, size = self._sizes.get(place, (float("-inf"), 0))
+        now = self._clock()
+        known, asked, size = self._measured
+        if known is address and asked <= now < asked + LOOK:
+            return size
+        asked, size = self._sizes.get(address, (float("-inf"), 0))
         if not asked <= now < asked + LOOK:
             if len(self._sizes) > STRANGERS:
                 self._sizes.clear()
-            size = min(self._size, self.lower.max_payload(place)) - OVERHEAD
-            self._sizes[place] = (now, size)
+            asked, size = now, min(self._size, self.lower.max_payload(address.place)) - OVERHEAD
+            self._sizes[address] = (asked, size)
+        self._measured = (address, asked, size)
         return size
 
     def connect(self, address: Address) -> None:
@@ -416,7 +426,7 @@ class QuicBind(Layer):
             return
         self.lower.disconnect(address.place)
         link = self._at.get(address.place)
-        if link is None or link.address.place != address.place:
+        if link is None or link.place != address.place:
             return  # it has moved on, and its new address may be wanted
         link.kept, link.since = False, self._clock()
         if link.client:

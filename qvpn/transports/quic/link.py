@@ -75,6 +75,10 @@ class Link:
     def __init__(self, quic: QuicConnection, address: QuicAddress, now: float, errors: Counter[str]) -> None:
         self.quic = quic
         self.address = address
+        self.place = address.place
+        """Where its UDP datagrams go."""
+        self.listed = False
+        """It has been entered under its address since it opened or moved."""
         self.since = now
         self.queue = DatagramQueue()
         self.inbox: list[bytes] = []
@@ -219,10 +223,10 @@ class Link:
     def moved(self) -> bool:
         """Take the other end's new address over, if it has one."""
         place = self.quic.get_peer_address()
-        if place is None or place == self.address.place or self.client:
+        if place is None or place is self.place or place == self.place or self.client:
             return False
-        self.aliases.append(self.address.place)
-        self.address = over_quic(place)
+        self.aliases.append(self.place)
+        self.address, self.place, self.listed = over_quic(place), place, False
         return True
 
     def close(self) -> None:

@@ -486,3 +486,40 @@ def test_wrong_settings_name_their_key(table: dict[str, Any], key: str) -> None:
 def test_wrong_settings_of_a_peer_are_refused(table: dict[str, Any]) -> None:
     with pytest.raises(BadTransport):
         parse_peer(SERVER, table)
+
+
+def test_where_both_ends_dial_each_keeps_to_one_connection_and_order_holds() -> None:
+    world = World()
+    left, at_left = world.end(SERVER)
+    right, at_right = world.end(CLIENT)
+    for number in range(120):
+        left.send_batch(view(b"\x10%d" % number), parse_peer(CLIENT, {}))
+        right.send_batch(view(b"\x10%d" % number), parse_peer(SERVER, {}))
+        world.run(0.003)
+    world.run(0.1)
+    expected = [b"\x10%d" % number for number in range(120)]
+    assert sorted(at_left) == sorted(at_right) == sorted(expected)
+    assert at_left[20:] == at_right[20:] == expected[20:]  # the first may go by the connection that opens later
+    assert len(left.links) <= 2 and all(each.up for each in left.links)
+    left.links[0].quic.close()  # either may go, and the other one carries on
+    world.run(0.5)
+    at_right.clear()
+    left.send_batch(view(b"\x10on"), parse_peer(CLIENT, {}))
+    world.run(2)
+    assert at_right == [b"\x10on"]
+
+
+def test_a_client_that_starts_again_takes_its_address_over() -> None:
+    world = World()
+    server, at_server, client, _ = pair(world)
+    back = server.links[0].address
+    lower = client.lower
+    assert isinstance(lower, MemoryBind)
+    lower.close()  # as kill -9: QUIC says nothing
+    again, at_client = world.end(CLIENT)
+    again.send_batch(view(b"\x10again"), parse_peer(SERVER, {}))
+    world.run(0.5)
+    assert at_server == [b"\x10again"]
+    assert server.send_batch(view(b"\x10answer"), back) == 1
+    world.run(0.5)
+    assert at_client == [b"\x10answer"]
