@@ -24,7 +24,9 @@ from qvpn.tunnel.records import CONTROL_BIT, FIELDS, OVERHEAD, PREFIX, Refused, 
 from qvpn.tunnel.replay import BLOCK, INDEX_BITS
 
 HANDSHAKE_TYPES = range(1, 7)
-_HEAD = VNET_HEADER + ip.IPV6_HEADER
+_HEAD = 64
+"""Bytes of a packet with its virtio header that a look at its addresses and at a TCP flag may need."""
+
 _NO_OFFLOAD = bytes(VNET_HEADER)
 _NEXT, _PROTOCOL = VNET_HEADER + 6, VNET_HEADER + 9
 """Where IPv6 and IPv4 say what follows."""
@@ -124,10 +126,11 @@ class Inbound:
         except Refused as refused:
             peer.drops.count(refused.reason)
         else:
-            plaintext, whole = self._out[:size], self._is_packet(size)
+            plaintext, head = self._out[:size], bytes(self._out[:_HEAD])
+            whole = _is_packet(head, size)
             if whole:
                 opener.data.mark(counter)
-                whole = self._accepts(peer, plaintext)
+                whole = self._accepts(peer, plaintext, head)
             else:
                 self._place(peer, epoch, counter, received, None, 0, 1, plaintext)
             self._verified(peer, epoch, counter, 1, received.address, now)
@@ -139,13 +142,6 @@ class Inbound:
         if opener.calls >= opener.alert or opener.failed:
             self._check_limit(peer, epoch)
         return True
-
-    def _is_packet(self, size: int) -> bool:
-        """True if the first so many bytes of the output are one plain packet and nothing else."""
-        head, length = bytes(self._out[:_HEAD]), size - VNET_HEADER
-        if length <= 0 or head[1] != offload.GSO_NONE or ip.packet_length(head, VNET_HEADER, size) != length:
-            return False
-        return head.startswith(_NO_OFFLOAD) or offload.plain_ok(self._out, 0, length)
 
     def _chunks(self, received: Received, views: RecordViews, count: int, now: float) -> bool:
         """A receive that is one run of chunks: what the functions below do, in one go.
@@ -383,7 +379,7 @@ class Inbound:
                 peer.drops.count(DropReason.MALFORMED)
                 return
             packet = plaintext[position : inner + length]
-            if self._accepts(peer, packet):
+            if self._accepts(peer, packet, packet):
                 self._packets.append(packet)
             position = inner + length
 
@@ -395,15 +391,15 @@ class Inbound:
             return True
         return ip.packet_length(plaintext, VNET_HEADER, len(plaintext)) != len(plaintext) - VNET_HEADER
 
-    def _accepts(self, peer: Peer, packet: memoryview) -> bool:
-        """True if the packet may go to the TUN, as which it is mended then."""
+    def _accepts(self, peer: Peer, packet: memoryview, head: memoryview | bytes) -> bool:
+        """True if the packet may go to the TUN, as which it is mended then.  ``head``: how it begins."""
         if self._mark and not self._marked(peer, packet):
             return False
-        if self._table.allowed.lookup(ip.source(packet, VNET_HEADER)) is not peer:
+        if self._table.allowed.lookup(ip.source(head, VNET_HEADER)) is not peer:
             peer.drops.count(DropReason.WRONG_SOURCE)
             return False
         peer.source_checks += 1
-        if (packet[_PROTOCOL] == ip.TCP or packet[_NEXT] == ip.TCP) and is_syn(packet, VNET_HEADER, len(packet)):
+        if (head[_PROTOCOL] == ip.TCP or head[_NEXT] == ip.TCP) and is_syn(head, VNET_HEADER, len(packet)):
             clamp(packet, 0, len(packet), peer.inner_mtu)
         return True
 
@@ -431,4 +427,12 @@ class Inbound:
             peer.drops.count(DropReason.TUN_FULL, len(packets) - taken)
         peer.tun_writes += taken
         peer.received_packets += taken
-        peer.received_bytes += sum(len(packet) - VNET_HEADER for packet in packets[:taken])
+        peer.received_bytes += sum(map(len, packets[:taken])) - taken * VNET_HEADER
+
+
+def _is_packet(head: bytes, size: int) -> bool:
+    """True if so many bytes, which begin like this, are one plain packet and nothing else."""
+    length = size - VNET_HEADER
+    if length <= 0 or head[1] != offload.GSO_NONE or ip.packet_length(head, VNET_HEADER, size) != length:
+        return False
+    return head.startswith(_NO_OFFLOAD) or offload.plain_ok(head, 0, length)

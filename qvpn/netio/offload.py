@@ -44,7 +44,7 @@ _LITTLE_U16 = struct.Struct("<H")
 _U32 = struct.Struct(">I")
 
 
-def plain_ok(data: memoryview, start: int, length: int) -> bool:
+def plain_ok(data: memoryview | bytes, start: int, length: int) -> bool:
     """True if the virtio header at ``start`` is fit for the kernel, before an IP packet of ``length`` bytes."""
     flags, gso_type, hdr_len, _, csum_start, csum_offset = VIRTIO.unpack_from(data, start)
     if flags not in _PLAIN_FLAGS or gso_type != GSO_NONE or hdr_len > length:

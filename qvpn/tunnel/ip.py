@@ -61,13 +61,13 @@ def destination(data: memoryview | bytes, start: int) -> bytes:
     return bytes(data[start + 24 : start + 40])
 
 
-def header_length(data: memoryview, start: int) -> int:
+def header_length(data: memoryview | bytes, start: int) -> int:
     """Length of the IPv4 header with options, or of the fixed IPv6 header."""
     first = data[start]
     return (first & 15) * 4 if first >> 4 == 4 else IPV6_HEADER
 
 
-def is_fragment(data: memoryview, start: int) -> bool:
+def is_fragment(data: memoryview | bytes, start: int) -> bool:
     """True for a fragment (IPv6: where its header comes first); of a packet that :func:`packet_length` accepted."""
     if data[start] >> 4 == 4:
         return bool(data[start + 6] & 0x3F or data[start + 7])
