@@ -90,6 +90,8 @@ def _show_site(site: dict[str, Any]) -> str:
     lines += [_show_lane(lane) for lane in site["lanes"]]
     lines += _show_queues(site["queues"])
     lines += _counters("drops", site["drops"]) + _counters("send errors", site["send_errors"])
+    for name, counts in site["carriers"].items():
+        lines += _counters(name, counts)
     return "\n".join(lines)
 
 
@@ -104,11 +106,19 @@ def _show_queues(queues: dict[str, Any]) -> list[str]:
     ]
 
 
+def _endpoint(peer: dict[str, Any]) -> str:
+    """Where it is, and over which transport where there is a choice or it is not UDP."""
+    if peer["endpoint"] is None:
+        return "no endpoint"
+    if peer["transports"] == ["udp"]:
+        return str(peer["endpoint"])
+    changes = f", {peer['carrier_changes']} changes" if len(peer["transports"]) > 1 else ""
+    return f"{peer['endpoint']} over {peer['carrier']}{changes}"
+
+
 def _show_peer(peer: dict[str, Any]) -> list[str]:
     epoch = peer["epoch"]
-    lines = [
-        f"peer {peer['name']}: {peer['state'].upper()}  policy {peer['policy']}  {peer['endpoint'] or 'no endpoint'}"
-    ]
+    lines = [f"peer {peer['name']}: {peer['state'].upper()}  policy {peer['policy']}  {_endpoint(peer)}"]
     if peer["simulated"]:
         lines.append(f"  {peer['simulated']}")
     if epoch is not None:

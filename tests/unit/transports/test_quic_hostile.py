@@ -261,6 +261,21 @@ def test_strangers_that_open_connections_are_ended_and_do_not_crowd_a_peer_out()
     assert len(server.links) == 1
 
 
+def test_several_peers_share_one_listener() -> None:
+    world = World()
+    server, at_server = world.end(SERVER)
+    ends = {number: world.end(place(500 + number)) for number in range(6)}
+    for number, (bind, _) in ends.items():
+        bind.send_batch(view(b"\x10from %d" % number), parse_peer(SERVER, {}))
+    world.run(1)
+    assert sorted(at_server) == [b"\x10from %d" % number for number in ends]
+    for each in server.links:
+        number = next(n for n in ends if place(500 + n) == each.place)
+        server.send_batch(view(b"\x10to %d" % number), each.address)
+    world.run(0.5)
+    assert {number: got for number, (_, got) in ends.items()} == {number: [b"\x10to %d" % number] for number in ends}
+
+
 # what comes inside a connection
 
 
