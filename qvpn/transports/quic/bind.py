@@ -154,9 +154,10 @@ class QuicBind(Layer):
         first = 0
         while first < len(inbox):
             size, end = len(inbox[first]), first + 1
-            while end < len(inbox) and end - first < MOST_DATAGRAMS and len(inbox[end]) == size:
+            last = min(len(inbox), first + MOST_DATAGRAMS, first + RECEIVE_BYTES // size)
+            while end < last and len(inbox[end]) == size:
                 end += 1
-            if end < len(inbox) and end - first < MOST_DATAGRAMS and len(inbox[end]) < size:
+            if end < last and len(inbox[end]) < size:
                 end += 1
             whole = b"".join(inbox[first:end])
             buffer = self._buffer()

@@ -14,7 +14,7 @@ import pytest
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 
-from qvpn.netio.base import Address
+from qvpn.netio.base import Address, Received
 from qvpn.netio.memory import Impairments, MemoryBind, MemoryNetwork
 from qvpn.transports.base import BadTransport
 from qvpn.transports.quic import acceptor, certificate, link, queue
@@ -322,6 +322,18 @@ def test_altered_packets_are_dropped_and_the_connection_lives() -> None:
         world.run(0.002)
     still_works(world, client, at_server)
     assert [each.address.place for each in server.links if each.up] == [CLIENT]
+
+
+def test_a_burst_of_long_frames_is_handed_on_in_pieces_that_fit() -> None:
+    """On a jumbo path any stranger may send them: 64 of 8 kB are more than one buffer holds."""
+    world = World(path_payload=9000)
+    server, _, client, _ = pair(world, max_datagram_size=9000)
+    connection = server.links[0]
+    connection.inbox += [b"\x10%d" % number + bytes(8000) for number in range(60)] + [b"\x10" + bytes(65_000)] * 3
+    batch: list[Received] = []
+    server._deliver(connection, batch, 0.0)
+    assert sum(-(-received.length // received.segment) for received in batch) == 63
+    assert not connection.inbox
 
 
 # queues
