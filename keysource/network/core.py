@@ -48,6 +48,10 @@ class LinkState:
     qber: float | None = None
     key_rate: float | None = None
     trouble: str = "the device was not reached yet"
+    compared: bool = False
+    """The other end has said, since this node started, how far it saw us use our units, and we are not behind."""
+    behind: bool = False
+    """We are: the store was restored from a backup, and would use pads twice."""
 
 
 @dataclass(slots=True)

@@ -13,6 +13,8 @@ def status_tables(said: dict[str, Any]) -> Iterator[Table]:
     links = Table("link", "to", "state", "QBER", "units to send", "units to receive", title=f"node {said['node']}")
     for link in said["links"]:
         state = f"ALARM {link['alarm']}" if link["alarm"] else "up" if link["up"] else f"down: {link['trouble']}"
+        if link["behind"]:
+            state = "STOPPED: the store is older than what the other end saw of it; set up the link anew"
         qber = "" if link["qber"] is None else f"{100 * link['qber']:.2f} %"
         links.add_row(link["name"], link["to"], state, qber, str(link["own_units"]), str(link["peer_units"]))
     yield links

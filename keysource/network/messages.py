@@ -212,6 +212,9 @@ class LinkStock(_Message):
     up: bool
     """The device is there."""
     alarm: bool
+    seen_block: Annotated[int, Field(ge=-1, lt=2**63)] = -1
+    """How far the one who says this has seen the other end use its units."""
+    seen_position: Annotated[int, Field(ge=-1, lt=2**63)] = -1
 
 
 class Stock(_Message):

@@ -61,7 +61,8 @@ class RelayNode:
         """``room`` tells how many keys of a connection may be delivered now."""
         links = {link.name: LinkState(link) for link in topology.links_of(name)}
         self.core = Core(name, topology, store, links, random, fault or Fault())
-        self.stocks = Stocks(self.core)
+        everybody = any(connection.ends[0] == name for connection in topology.connections_of(name))
+        self.stocks = Stocks(self.core, everybody=everybody)
         self._relays = Relays(self.core, self._arrived, self._failed)
         self.initiators: dict[str, Initiator] = {}
         self.targets: dict[str, Target] = {}
@@ -76,14 +77,12 @@ class RelayNode:
     def next_time(self) -> float:
         """When :meth:`tick` has something to do."""
         times = [self._relays.next_time(), *(target.next_time() for target in self.targets.values())]
-        if self.initiators:
-            times.append(self.stocks.next_time())
+        times.append(self.stocks.next_time())
         times += [initiator.next_time() for initiator in self.initiators.values()]
         return min((time for time in times if time is not None), default=float("inf"))
 
     def tick(self, now: float) -> None:
-        if self.initiators:
-            self.stocks.tick(now)
+        self.stocks.tick(now)
         self._relays.tick(now)
         for target in self.targets.values():
             target.tick(now)

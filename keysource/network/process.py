@@ -171,7 +171,7 @@ class NodeProcess:
             log.error("the store fails", error=self._trouble)
 
     def _log(self, event: Event) -> None:
-        if event.kind in ("altered", "unconfirmed", "refused"):
+        if event.kind in ("altered", "unconfirmed", "refused", "behind"):
             log.error(event.kind, **event.facts)
         elif event.kind in ("given up", "no route"):
             log.warning(event.kind, **event.facts)
@@ -288,6 +288,7 @@ class NodeProcess:
                     "up": state.up,
                     "trouble": state.trouble,
                     "alarm": state.alarm or None,
+                    "behind": state.behind,
                     "qber": state.qber,
                     "key_rate": state.key_rate,
                     "own_units": stored.own if stored else 0,

@@ -211,6 +211,9 @@ class Relays:
         if alarm := self._core.links[link.name].alarm:
             self._fail(passing, f"link {link.name!r} has an alarm ({alarm[:150]})", here, now)
             return
+        if not self._core.links[link.name].compared:
+            self._fail(passing, f"link {link.name!r}: how far our units are used is not known yet", here, now)
+            return
         if passing.attempt >= HOP_ATTEMPTS:
             self._fail(passing, f"{following!r} did not take the share", here, now)
             return

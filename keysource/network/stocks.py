@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from keysource.network.core import Core
+from keysource.network.core import Core, LinkState
 from keysource.network.messages import Ask, LinkStock, Stock
 
 ASK_EVERY = 1.0
@@ -16,34 +16,62 @@ SHUN_ALTERED = 60.0
 
 
 class Stocks:
-    """The initiator's view."""
+    """The initiator's view; and before a link is used at all, whether our store is behind what its other end saw."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, core: Core, *, everybody: bool) -> None:
+        self._core, self._everybody = core, everybody
         self._said: dict[str, tuple[float, dict[str, LinkStock]]] = {}
         self._next_ask = float("-inf")
         self._shunned: dict[str | tuple[str, str], float] = {}
 
     def tick(self, now: float) -> None:
-        if now >= self._next_ask:
-            self._next_ask = now + ASK_EVERY
-            for node in self._core.topology.node:
-                if node.id != self._core.name:
-                    self._core.send(node.id, Ask())
+        """An initiator asks everybody all along; every node its neighbours until it has compared."""
+        if now < self._next_ask:
+            return
+        self._next_ask = now + ASK_EVERY
+        states = self._core.links.values()
+        asked = [state.entry.other(self._core.name) for state in states if not state.compared and not state.behind]
+        if self._everybody:
+            asked = [node.id for node in self._core.topology.node if node.id != self._core.name]
+        for node in asked:
+            self._core.send(node, Ask())
 
     def next_time(self) -> float:
-        return self._next_ask
+        waiting = any(not state.compared and not state.behind for state in self._core.links.values())
+        return self._next_ask if waiting or self._everybody else float("inf")
 
     def heard(self, sender: str, stock: Stock, now: float) -> None:
         mine = {link.name for link in self._core.topology.links_of(sender)}
         self._said[sender] = now, {link.link: link for link in stock.links if link.link in mine}
+        for link in stock.links:
+            state = self._core.links.get(link.link)
+            if state and not state.compared and not state.behind and state.entry.other(self._core.name) == sender:
+                self._compare(state, (link.seen_block, link.seen_position))
+
+    def _compare(self, state: LinkState, seen: tuple[int, int]) -> None:
+        name = state.entry.name
+        if self._core.store.is_behind(name, seen):
+            state.behind = True
+            self._core.tell("behind", link=name, reason="the store is older than what the other end saw of it")
+        else:
+            state.compared = True
 
     def own(self) -> Stock:
         """What this node says when it is asked."""
         links = []
         for name, state in self._core.links.items():
-            units = self._core.store.sendable(name, _MOST_TOLD)
-            links.append(LinkStock(link=name, units=units, up=state.up, alarm=bool(state.alarm)))
+            units = self._core.store.sendable(name, _MOST_TOLD) if state.compared else 0
+            block, position = self._core.store.seen(name)
+            links.append(
+                LinkStock(
+                    link=name,
+                    units=units,
+                    up=state.up,
+                    alarm=bool(state.alarm),
+                    seen_block=block,
+                    seen_position=position,
+                )
+            )
         return Stock(links=tuple(links))
 
     def shun_link(self, left: str, right: str, until: float) -> None:

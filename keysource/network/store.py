@@ -28,7 +28,7 @@ _REWRAP_AT_ONCE = 256
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE link (name TEXT PRIMARY KEY, end TEXT NOT NULL, owner TEXT NOT NULL, next_block INTEGER NOT NULL,
-    alarm TEXT NOT NULL) WITHOUT ROWID;
+    alarm TEXT NOT NULL, seen_block INTEGER NOT NULL, seen_position INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE unit (key_id TEXT PRIMARY KEY, link TEXT NOT NULL, own INTEGER NOT NULL, block INTEGER NOT NULL,
     position INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX unit_order ON unit (link, own, block, position);
@@ -170,7 +170,8 @@ class NodeStore:
             raise StoreError(f"{self.path}: link {name!r} was end {known.end.value!r} here, not {end.value!r}")
         with self._transaction():
             self._db.execute(
-                "INSERT INTO link VALUES (?, ?, ?, 0, '') ON CONFLICT (name) DO UPDATE SET owner = excluded.owner",
+                "INSERT INTO link VALUES (?, ?, ?, 0, '', -1, -1)"
+                " ON CONFLICT (name) DO UPDATE SET owner = excluded.owner",
                 (name, end.value, owner.value),
             )
         return known.next_block if known else 0
@@ -235,6 +236,7 @@ class NodeStore:
                 query = "SELECT 1 FROM unit WHERE key_id = ? AND link = ? AND own = 0"
                 if self._db.execute(query, (key_id, name)).fetchone() is None:
                     raise self._lacking(name)
+            self._note_seen(name, key_ids)
             spent = [self._unit(key_id) for key_id in key_ids]
             self._drop(key_ids)
             crashes.at("share.in-transaction")
@@ -242,6 +244,28 @@ class NodeStore:
         if any(unit is None for unit in spent):
             raise self._lacking(name)
         return [unit for unit in spent if unit is not None]
+
+    def seen(self, name: str) -> tuple[int, int]:
+        """(block, position) of the other end's latest unit that was spent here; (-1, -1) where none was."""
+        row = self._db.execute("SELECT seen_block, seen_position FROM link WHERE name = ?", (name,)).fetchone()
+        return (row[0], row[1]) if row else (-1, -1)
+
+    def is_behind(self, name: str, seen: tuple[int, int]) -> bool:
+        """Is an own unit free that is no later than one that the other end has seen us use?
+
+        Units are drawn in order, so this store is older than what was done with it: a restored backup or snapshot.
+        """
+        query = "SELECT 1 FROM unit WHERE link = ? AND own = 1 AND (block, position) <= (?, ?) LIMIT 1"
+        return self._db.execute(query, (name, *seen)).fetchone() is not None
+
+    def _note_seen(self, name: str, key_ids: Sequence[str]) -> None:
+        marks = ", ".join("?" * len(key_ids))
+        order = "ORDER BY block DESC, position DESC LIMIT 1"
+        query = f"SELECT block, position FROM unit WHERE key_id IN ({marks}) {order}"
+        latest = self._db.execute(query, list(key_ids)).fetchone()
+        later = "name = ? AND (seen_block, seen_position) < (?, ?)"
+        query = f"UPDATE link SET seen_block = ?, seen_position = ? WHERE {later}"
+        self._db.execute(query, (*latest, name, *latest))
 
     def _lacking(self, name: str) -> Lacking:
         row = self._db.execute("SELECT min(block) FROM unit WHERE link = ? AND own = 0", (name,)).fetchone()

@@ -76,7 +76,7 @@ def test_an_open_key_or_an_unknown_crash_point_stops_a_node(nodes: Path, monkeyp
 
 
 def test_a_status_is_drawn() -> None:
-    link = {"name": "a-b", "to": "b", "up": False, "trouble": "away", "alarm": None, "qber": 0.02}
+    link = {"name": "a-b", "to": "b", "up": False, "trouble": "away", "alarm": None, "qber": 0.02, "behind": False}
     connection = {"name": "long", "to": "c", "state": "idle", "paths": [["a", "b", "c"]], "keys_per_second": 1.5}
     said = {
         "node": "a",

@@ -164,6 +164,7 @@ def points() -> list[tuple[str, str]]:
     return [("b", "pad.drawn"), ("a", "prepare.stored"), ("c", "commit.stored")]
 
 
+@pytest.mark.timeout(1800 if LONG else 300)
 async def test_four_processes_killed_again_and_again(world: World) -> None:
     """Each block is at both ends and equal, or at none; no unit is ever in two messages."""
     copies = world.folder / "copies.jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,6 +141,30 @@ def test_an_old_message_under_a_used_pad_is_not_believed(tmp_path: Path, nets: l
     }
 
 
+def test_a_store_from_a_backup_stops_its_links(tmp_path: Path, nets: list[Net]) -> None:
+    """The other end has seen units used that are free again: not one of them goes out."""
+    nets.append(net := Net(tmp_path, topology(CHAIN, ("a", "c")), seed=18))
+    net.feed(60)
+    net.stores["b"].close()
+    shutil.copytree(tmp_path / "b", tmp_path / "backup")
+    net._boot("b")
+    net.run(2.0)
+    net.nodes["a"].initiators["long"]._room = lambda: 0
+    net.run(5.0)
+    known = len(equal_ends(net, ("a", "c")))
+    assert known
+    net.stores["b"].close()
+    shutil.rmtree(tmp_path / "b")
+    shutil.copytree(tmp_path / "backup", tmp_path / "b")
+    net._boot("b")
+    net.nodes["a"].initiators["long"]._room = lambda: 99
+    net.feed(60)
+    net.run(15.0)  # Net notes each unit that goes out, and fails where one comes again
+    assert len(net.keys("a")) == known
+    assert {event.facts["link"] for event in net.told("behind")} == {"b-c"}
+    assert "no path" in net.nodes["a"].initiators["long"].trouble
+
+
 def test_a_retry_takes_another_pad_and_the_next_node_pays_for_it_once(tmp_path: Path, nets: list[Net]) -> None:
     nets.append(net := Net(tmp_path, topology(CHAIN, ("a", "c")), seed=4))
     net.feed(200)
@@ -270,7 +295,7 @@ def test_nobody_takes_the_keys(tmp_path: Path, nets: list[Net]) -> None:
     nets.append(net := Net(tmp_path, topology(CHAIN, ("a", "c")), seed=11))
     net.nodes["a"].initiators["long"]._room = lambda: 3
     net.feed(200)
-    net.run(1.5)
+    net.run(2.5)
     assert {len(block) for block in net.keys("a").values()} == {96}
     net.nodes["a"].initiators["long"]._room = lambda: 0
     net.run(1.0)
