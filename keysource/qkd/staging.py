@@ -111,6 +111,8 @@ def knowledge(heard: Overheard, keys: Sequence[bytes], attack: str) -> dict[str,
     """``sifted`` bits and how many of them she ``held``; of a delivered block the ``final_bits`` and how many of them
     she ``determined``, with ``how`` that was found."""
     plan = heard.plan
+    if heard.notes is None:
+        raise LinkError("Eve's notebook has nothing of a block that flew past her: a mistake; please report it")
     if not any(frame.kind is Kind.SIFT for _sender, frame in heard.frames):
         return {"sifted": 0, "held": 0, "how": "the block ended before anything about it was announced"}
     held = int(heard.known().sum())
