@@ -44,6 +44,9 @@ RECEIVE_BYTES = 1 << 17
 LOOK = 1.0
 """Seconds for which the first link's MTU is remembered."""
 
+DIALLED = 256
+"""Addresses remembered: names may lead to ever new ones."""
+
 REDIAL = 1.0
 """Seconds between two tries to open a connection to one address."""
 
@@ -221,8 +224,8 @@ class QuicBind(Layer):
         if self._last[0] is address and self._last[1] is not None and not self._last[1].dead(now):
             return self._last[1]
         place = address.place
-        if address.dial and place not in self._dial:
-            self._dial[place] = (address, now)
+        if address.dial:
+            self._may_dial(address, now)
         link = self._at.get(place)
         if link is not None and link.dead(now):
             self._counts["lost"] += 1
@@ -268,6 +271,12 @@ class QuicBind(Layer):
         self._add(link, {quic.host_cid})
         self._counts["opened"] += 1
         return link
+
+    def _may_dial(self, address: QuicAddress, now: float) -> None:
+        """Remember it, for the address that packets come from later does not say so itself."""
+        self._dial.setdefault(address.place, (address, now))
+        if len(self._dial) > DIALLED:
+            del self._dial[next(iter(self._dial))]
 
     def _accept(self, data: bytes, place: Address, now: float) -> Link | None:
         if self._closed:
@@ -415,7 +424,7 @@ class QuicBind(Layer):
         self.lower.connect(address.place)
         now = self._clock()
         if address.dial:
-            self._dial.setdefault(address.place, (address, now))
+            self._may_dial(address, now)
         link = self._at.get(address.place) or self._open(address.place, now)
         if link is not None and not link.kept:
             link.kept = True
