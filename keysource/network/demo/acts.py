@@ -19,6 +19,8 @@ from keysource.network.demo.world import CONNECTION, NODES, REAL, DemoFailed, Wo
 
 _LOOK = 0.2
 _DRAW = 0.4
+_ALARMING = 0.11
+"""A quantum bit error ratio from which no BB84 link has a key: the last one that was asked is still Eve's."""
 Paths = list[list[str]]
 
 
@@ -108,10 +110,10 @@ class Acts:
                     up[name] = self._world.node(name)
             await asyncio.sleep(_LOOK)
         act.reason = "the simulated QKD link made no key"
-        while not self._link("west", REAL)["own_units"]:
+        while not (link := self._link("west", REAL))["own_units"] or link["qber"] is None:
             await self._pause()
         act.facts |= {"processes": len(self._world.processes), "nodes": list(NODES)}
-        act.facts["QBER west-north"] = self._percent(self._link("west", REAL)["qber"])
+        act.facts["QBER west-north"] = self._percent(link["qber"])
         act.reason = ""
 
     async def _two_paths(self, act: Act) -> None:
@@ -121,7 +123,8 @@ class Acts:
         west = self._connection()
         act.facts |= {
             "paths": self._named(west["paths"]),
-            "key drawn at west, fetched at east (ETSI GS QKD 014)": "equal",
+            "keys drawn at west and fetched at east (ETSI GS QKD 014), equal": self.drawn.equal,
+            "different": self.drawn.different,
             "origin": sorted(self.drawn.origins),
             "hops": sorted(self.drawn.hops),
             "the KME at east says": self._kme_says(),
@@ -151,9 +154,9 @@ class Acts:
         act.facts |= {"seconds to the alarm": round(time.monotonic() - began, 1), "alarm": alarm}
         act.facts["paths while she is there"] = self._named(await self._new_block_over(_avoids_north))
         await self._world.eve(present=False)
-        while self._link("west", REAL)["alarm"]:
+        while (link := self._link("west", REAL))["alarm"] or (link["qber"] or 1.0) >= _ALARMING:
             await self._pause()
-        act.facts["QBER after she went"] = self._percent(self._link("west", REAL)["qber"])
+        act.facts["QBER after she went"] = self._percent(link["qber"])
 
     async def _copy(self, act: Act) -> None:
         await self._through_south()
