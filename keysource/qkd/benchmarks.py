@@ -13,7 +13,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -21,10 +21,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from keysource.qkd import sequencesim
+from keysource.qkd.acceptance import Accepted, acceptance
 from keysource.qkd.distill.bits import Bits
 from keysource.qkd.distill.cascade import Corrector, Reference, block_sizes
 from keysource.qkd.distill.toeplitz import seed_bits, toeplitz_hash
+from keysource.qkd.errors import LinkSettings
 from keysource.qkd.optics.eve import Eve
+from keysource.qkd.optics.model import Optics, Recovery
 from keysource.qkd.optics.sampler import Method, detect
 from keysource.qkd.optics.settings import ReceiverSeed, SourceSeed, fresh_seed
 from keysource.qkd.presets import PRESETS
@@ -66,13 +70,25 @@ Correct = Callable[[Bits, Bits, float], tuple[Bits, int | None, int | None]]
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="One frame of each, shorter samples.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object and nothing else.")] = False,
+    blocks: Annotated[int, typer.Option(min=0, help="Also distil so many blocks each at 25, 50 and 100 km.")] = 0,
 ) -> None:
-    """Cascade, amplification and samplers in CPU seconds, beside peers where they are installed."""
+    """Cascade, amplification and samplers in CPU seconds, beside peers where they are installed; with --blocks how
+    much of the formula's key is delivered."""
     corrected = [*_cascades(quick), *_peers(quick)]
     speeds = [*_amplification(quick), *_samplers(quick)]
+    passed = [acceptance(km, blocks) for km in (25.0, 50.0, 100.0)] if blocks else []
     if as_json:
         where = {"machine": platform.machine(), "python": platform.python_version(), "numpy": np.__version__}
-        print(json.dumps({**where, "cascade": [asdict(c) for c in corrected], "speeds": [asdict(s) for s in speeds]}))
+        print(
+            json.dumps(
+                {
+                    **where,
+                    "cascade": [asdict(c) for c in corrected],
+                    "speeds": [asdict(s) for s in speeds],
+                    "acceptance": [asdict(a) for a in passed],
+                }
+            )
+        )
         return
     table = Table("Cascade", "bits", "errors", "f", "failed", "messages", "Mbit/s of CPU")
     for each in corrected:
@@ -86,6 +102,16 @@ def bench(
     console = Console(width=max(100, Console().width))
     console.print(table)
     console.print(other)
+    if passed:
+        console.print(_delivered(passed))
+
+
+def _delivered(passed: list[Accepted]) -> Table:
+    table = Table("km", "key bits", "length", "accepted", "formula", "length x acceptance / formula")
+    for a in passed:
+        sizes = (str(a.key_bits), str(a.length), f"{a.accepted}/{a.blocks}", str(a.formula))
+        table.add_row(f"{a.km:g}", *sizes, f"{a.share:.4f}")
+    return table
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -218,17 +244,38 @@ def _amplification(quick: bool) -> list[Speed]:
 
 
 def _samplers(quick: bool) -> list[Speed]:
-    optics, found = PRESETS["metro50"].optics, []
-    methods: tuple[tuple[Method, int], ...] = (("dense", 5_000_000), ("sparse", 200_000_000))
-    for method, pulses in methods:
+    far, found = PRESETS["metro50"].optics, list[Speed]()
+    if not isinstance(far, Optics):
+        raise TypeError("metro50 sends weak pulses")
+    near, tired = replace(far, distance_km=1.0, pulse_rate=1e6), replace(far, recovery=Recovery(50e-9, 0.01, 50e-9))
+    runs: tuple[tuple[str, Optics, Method, int], ...] = (
+        ("dense sampler, 1 km", near, "dense", 5_000_000),
+        ("dense sampler, 50 km", far, "dense", 5_000_000),
+        ("sparse sampler, 50 km", far, "sparse", 200_000_000),
+        ("sparse, dead time, after-pulses", tired, "sparse", 200_000_000),
+    )
+    for name, optics, method, pulses in runs:
         count = pulses // 10 if quick else pulses
         source, bob = SourceSeed(fresh_seed(), optics.p_z, 0.5), ReceiverSeed(fresh_seed(), optics.p_z)
         nature = np.random.default_rng(_RNG_SEED)
         seconds, seen = _timed(
-            lambda s=source, b=bob, c=count, m=method, n=nature: detect(optics, s, b, (0, c), Eve(), n, method=m)  # type: ignore[misc,arg-type]
+            lambda o=optics, s=source, b=bob, c=count, m=method, n=nature: detect(o, s, b, (0, c), Eve(), n, method=m)  # type: ignore[misc]
         )
-        name = f"{method} sampler, 50 km"
         unit = "pulses" if method == "dense" else "effective pulses"
         found.append(Speed(name, unit, count / seconds / 1e6))
         found.append(Speed(name, "detections", len(seen.positions) / seconds / 1e6))
+    found += _sequence(near, 20_000 if quick else 100_000)
     return found
+
+
+def _sequence(near: Optics, pulses: int) -> list[Speed]:
+    """Dense against dense: the same link, SeQUeNCe's photons."""
+    source = SourceSeed.of(fresh_seed(), near.p_z, near.probabilities)
+    settings = source.at(np.arange(pulses, dtype=np.uint64))
+    bob = ReceiverSeed(fresh_seed(), near.p_z)
+    try:
+        seconds, seen = _timed(lambda: sequencesim.fly(near, settings, bob, _RNG_SEED))
+    except LinkSettings:
+        return []
+    rates = pulses / seconds / 1e6, len(seen.positions) / seconds / 1e6
+    return [Speed("SeQUeNCe, 1 km", unit, rate) for unit, rate in zip(("pulses", "detections"), rates, strict=True)]

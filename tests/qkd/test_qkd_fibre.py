@@ -188,7 +188,7 @@ def outcome(block: int, reason: Reason | None = None, qber: float = 0.005) -> Ou
 
 
 @pytest.mark.parametrize(("reason", "kind"), [
-    (Reason.QBER, "qber"), (Reason.LEAK, "qber"), (Reason.STATISTICS, "qber"), (Reason.SHORT, "device"),
+    (Reason.QBER, "qber"), (Reason.LEAK, "qber"), (Reason.CHSH, "qber"), (Reason.SHORT, "device"),
 ])  # fmt: skip
 async def test_each_abort_raises_its_alarm_until_a_block_passes(tmp_path: Path, reason: Reason, kind: str) -> None:
     async with lone_end(tmp_path) as (link, device):
@@ -198,6 +198,16 @@ async def test_each_abort_raises_its_alarm_until_a_block_passes(tmp_path: Path, 
         link.finish(outcome(2), 2.0)
         status = await device.status()
         assert status.alarm is None and status.blocks_held == 1
+
+
+async def test_one_block_that_misses_its_thresholds_is_chance_a_second_in_a_row_is_not(tmp_path: Path) -> None:
+    async with lone_end(tmp_path) as (link, device):
+        for number, alarmed in enumerate((False, True)):
+            link.finish(outcome(number, Reason.STATISTICS), 1.0)
+            assert bool((await device.status()).alarm) == alarmed and link.pause > 0
+        link.finish(outcome(2), 2.0)
+        link.finish(outcome(3, Reason.STATISTICS), 3.0)
+        assert (await device.status()).alarm is None
 
 
 async def test_one_failed_verification_is_chance_three_are_not(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from keysource.qkd.distill.alice import AliceBlock
 from keysource.qkd.distill.mac import TICKET_BYTES, Ticket
 from keysource.qkd.distill.party import Fly, Receive, Send
 from keysource.qkd.distill.wire import Reason, Start, ready
+from keysource.qkd.duet import play
 from keysource.qkd.errors import LinkError, LinkSettings
 from keysource.qkd.optics.entangled import ANGLES, PairOptics, detect_pairs
 from keysource.qkd.optics.eve import Eve, InterceptResend, PhotonNumber
@@ -277,3 +278,10 @@ def test_a_record_of_another_protocol_is_named() -> None:
 
 def test_one_decoy_still_is_what_it_was() -> None:
     assert proof_name(Decoy(0.5, 0.15, 0.4)) == "wiesemann2024" and PRESETS["demo"].protocol == "bb84-1decoy"
+
+
+@pytest.mark.parametrize("protocol", LINKS)
+def test_the_benchmark_plays_whole_blocks(protocol: str) -> None:
+    alice, bob = play(TERMS[protocol], LINKS[protocol], np.random.default_rng(12))
+    assert alice.reason is None and alice.keys == bob.keys and alice.ledger == bob.ledger
+    assert alice.ledger.balance() == 0 and alice.messages == bob.messages

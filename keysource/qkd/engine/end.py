@@ -238,6 +238,8 @@ class LinkEnd:
         if reason is Reason.VERIFY:
             self._verify_failures += 1
             kind = "qber" if self._verify_failures > 2 else None  # one frame in a thousand is chance
+        if reason is Reason.STATISTICS and self.failures_in_a_row < 2:
+            kind = None  # one block in some 2,000 misses its thresholds by chance; it gives nothing all the same
         if kind is not None:
             detail = _SENTENCES[reason]
             if reason is Reason.QBER and self.qber is not None:
