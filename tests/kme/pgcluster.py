@@ -89,7 +89,7 @@ class Node:
 
     def kill(self) -> None:
         """The machine dies: the server and everything that it has started, all at once."""
-        whole = [self.process.pid, *_children(self.process.pid)]
+        whole = [self.process.pid, *children(self.process.pid)]
         for pid in whole:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -164,7 +164,8 @@ def in_sync(node: Node) -> int:
         return admin.execute(query).fetchone()[0]
 
 
-def _children(parent: int) -> list[int]:
+def children(parent: int) -> list[int]:
+    """Processes whose parent it is now."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
