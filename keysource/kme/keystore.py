@@ -15,6 +15,8 @@ Key bytes lie wrapped under the key of an epoch (:mod:`keysource.kme.epochs`): c
 from __future__ import annotations
 
 import hmac
+import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -42,6 +44,11 @@ from keysource.kme.records import (
 )
 from keysource.kme.schema import MAX_BLOCK, delivery_label, unit_label
 from keysource.kme.vault import Vault
+
+
+def _rows_of(peer: str, terms: Terms, token: str) -> set[tuple[object, ...]]:
+    """What a key that was reserved on these terms has, for each of its slaves."""
+    return {(slave, peer, terms.master, terms.size, token) for slave in terms.slaves}
 
 
 class KeyStore(Vault):
@@ -187,7 +194,8 @@ class KeyStore(Vault):
         """
         with self._taking() as taking:
             self._must_be_well(peer)
-            made = [self.joined([self._take(peer, unit, 1, taking) for unit in units], size) for units in keys]
+            taken = self._take(peer, [unit for units in keys for unit in units], 1, taking)
+            made = [self.joined([taken[unit] for unit in units], size) for units in keys]
             self._count(peer, issued=len(made))
             crashpoints.at("enc.in-transaction")
         crashpoints.at("enc.committed")
@@ -202,7 +210,7 @@ class KeyStore(Vault):
         with self._taking() as taking:
             for peer, _units in wanted:
                 self._must_be_well(peer)
-            taken = [[self._take(peer, unit, 1, taking) for unit in units] for peer, units in wanted]
+            taken = [list(self._take(peer, units, 1, taking).values()) for peer, units in wanted]
             crashpoints.at("multicast.in-transaction")
         crashpoints.at("multicast.taken")
         return taken
@@ -219,16 +227,22 @@ class KeyStore(Vault):
         missing: list[str] = []
         with self._taking() as taking:
             self._must_be_well(peer)
-            self._lock_units([unit.key_id for offer in offers for unit in offer.units])
+            units = [unit.key_id for offer in offers for unit in offer.units]
+            self._lock_units(units)
+            waiting = self._terms_of([offer.key_id for offer in offers])
+            free, fresh = self._free(peer, units), list[Offer]()
             for offer in offers:
-                if self._is_reserved(offer.key_id, peer, terms, offer.token):
+                known = waiting.get(offer.key_id, set())
+                if known == _rows_of(peer, terms, offer.token):
                     continue
-                lacking = [unit.key_id for unit in offer.units if not self._is_free(peer, unit.key_id)]
-                if lacking or self._waiting(offer.key_id):  # a deposit came first under that name
+                lacking = [unit.key_id for unit in offer.units if unit.key_id not in free]
+                if lacking or known:  # a deposit came first under that name
                     missing += lacking or [offer.key_id]
                     continue
-                key = self.joined([self._take(peer, u.key_id, 0, taking) for u in offer.units], terms.size)
-                self._wait(peer, terms, key, offer.token, now)
+                fresh.append(offer)
+            taken = self._take(peer, [unit.key_id for offer in fresh for unit in offer.units], 0, taking)
+            keys = [self.joined([taken[unit.key_id] for unit in offer.units], terms.size) for offer in fresh]
+            self._wait(peer, terms, keys, [offer.token for offer in fresh], now)
             answer = self._reach(peer, missing)
             crashpoints.at("reserve.in-transaction")
         crashpoints.at("reserve.committed")
@@ -247,11 +261,13 @@ class KeyStore(Vault):
         try:
             with self._taking() as taking:
                 self._must_be_well(peer)
-                self._lock_units([unit.key_id for deposit in deposits for unit in deposit.units])
-                fresh = [d for d in deposits if not self._is_reserved(d.key_id, peer, terms, d.token)]
-                missing = [u.key_id for d in fresh for u in d.units if not self._is_free(peer, u.key_id)]
+                units = [unit.key_id for deposit in deposits for unit in deposit.units]
+                self._lock_units(units)
+                waiting, free = self._terms_of([deposit.key_id for deposit in deposits]), self._free(peer, units)
+                fresh = [d for d in deposits if waiting.get(d.key_id, set()) != _rows_of(peer, terms, d.token)]
+                missing = [u.key_id for d in fresh for u in d.units if u.key_id not in free]
                 for deposit in fresh if not missing else ():
-                    self._wait(peer, terms, self._unmasked(link, terms, deposit, taking), deposit.token, now)
+                    self._wait(peer, terms, [self._unmasked(link, terms, deposit, taking)], [deposit.token], now)
                 answer = self._reach(peer, missing)
                 crashpoints.at("deposit.in-transaction")
         except BadDeposit:
@@ -284,15 +300,15 @@ class KeyStore(Vault):
         """
         with self._taking() as taking:
             self._lock_waiting(key_ids)
-            waiting = {key_id: self._waiting(key_id) for key_id in key_ids}
-            if any(slaves and slave not in slaves for slaves in waiting.values()):
+            waiting = self._waiting(key_ids)
+            if any(slave not in slaves for slaves in waiting.values()):
                 raise NotTheSlave
-            mine = [slaves.get(slave) for slaves in waiting.values()]
-            if len(mine) != len(key_ids) or any(row is None or row[:2] != (master, 0) for row in mine):
+            mine = [waiting.get(key_id, {}).get(slave) for key_id in key_ids]
+            if len(waiting) != len(key_ids) or any(row is None or row != (master, False) for row in mine):
                 raise KeysNotFound
             if not may:
                 raise NotTheSlave
-            keys = [self._hand_over(key_id, slave, master, taking) for key_id in key_ids]
+            keys = self._hand_over(key_ids, slave, master, taking)
             crashpoints.at("dec.in-transaction")
         crashpoints.at("dec.committed")
         return keys
@@ -337,34 +353,51 @@ class KeyStore(Vault):
 
     # Rows
 
-    def _is_free(self, peer: str, key_id: str) -> bool:
-        query = "SELECT 1 FROM key WHERE key_id = ? AND peer = ? AND own = 0"
-        return self._db.execute(query, (key_id, peer)).fetchone() is not None
+    def _among(self, column: str, values: Collection[str]) -> tuple[str, tuple[object]]:
+        """Condition, with one value."""
+        return f"{column} IN (SELECT value FROM json_each(?))", (json.dumps(list(values)),)
 
-    def _is_reserved(self, key_id: str, peer: str, terms: Terms, token: str) -> bool:
-        rows = self._db.execute(
-            "SELECT slave, peer, master, size, token FROM delivery WHERE key_id = ?", (key_id,)
-        ).fetchall()
-        known = (peer, terms.master, terms.size, token)
-        return {row[0] for row in rows} == set(terms.slaves) and all(tuple(row[1:]) == known for row in rows)
+    def _free(self, peer: str, key_ids: Collection[str]) -> set[str]:
+        """Which of them are free units of the other end."""
+        among, value = self._among("key_id", key_ids)
+        query = f"SELECT key_id FROM key WHERE {among} AND peer = ? AND own = 0"
+        return {row[0] for row in self._db.execute(query, (*value, peer))}
 
-    def _waiting(self, key_id: str) -> dict[str, tuple[str, int]]:
-        """slave -> (master, 1 if it has the key already)."""
-        query = "SELECT slave, master, material IS NULL FROM delivery WHERE key_id = ?"
-        return {row[0]: (row[1], row[2]) for row in self._db.execute(query, (key_id,))}
+    def _terms_of(self, key_ids: Collection[str]) -> dict[str, set[tuple[object, ...]]]:
+        """What is known of waiting keys, as :func:`_rows_of` has it."""
+        among, value = self._among("key_id", key_ids)
+        found: dict[str, set[tuple[object, ...]]] = {}
+        query = f"SELECT key_id, slave, peer, master, size, token FROM delivery WHERE {among}"
+        for key_id, *terms in self._db.execute(query, value):
+            found.setdefault(key_id, set()).add(tuple(terms))
+        return found
 
-    def _take(self, peer: str, key_id: str, own: int, damaged: list[str]) -> StoredKey:
-        rows = self._db.execute(
-            "DELETE FROM key WHERE key_id = ? AND peer = ? AND own = ? RETURNING epoch, material, origin, hops",
-            (key_id, peer, own),
-        ).fetchall()
-        if not rows:
+    def _waiting(self, key_ids: Collection[str]) -> dict[str, dict[str, tuple[str, bool]]]:
+        """key_ID -> slave -> (master, whether it has the key already)."""
+        among, value = self._among("key_id", key_ids)
+        query = f"SELECT key_id, slave, master, material IS NULL FROM delivery WHERE {among}"
+        found: dict[str, dict[str, tuple[str, bool]]] = {}
+        for key_id, slave, master, gone in self._db.execute(query, value):
+            found.setdefault(key_id, {})[slave] = master, bool(gone)
+        return found
+
+    def _take(self, peer: str, key_ids: Sequence[str], own: int, damaged: list[str]) -> dict[str, StoredKey]:
+        """All of these units, in this order, deleted; raises :class:`KeysNotFound` where one is not there."""
+        among, value = self._among("key_id", key_ids)
+        query = (
+            f"DELETE FROM key WHERE {among} AND peer = ? AND own = ? RETURNING key_id, epoch, material, origin, hops"
+        )
+        rows = {row[0]: row[1:] for row in self._db.execute(query, (*value, peer, own)).fetchall()} if key_ids else {}
+        if len(rows) != len(key_ids):
             raise KeysNotFound
-        epoch, blob, origin, hops = rows[0]
-        damaged.append(key_id)
-        material = self._epochs.unseal(epoch, unit_label(key_id, peer, own, origin, hops), blob)
-        damaged.pop()
-        return StoredKey(key_id, material, Origin(origin), hops)
+        taken = {}
+        for key_id in key_ids:
+            epoch, blob, origin, hops = rows[key_id]
+            damaged.append(key_id)
+            material = self._epochs.unseal(epoch, unit_label(key_id, peer, own, origin, hops), blob)
+            damaged.pop()
+            taken[key_id] = StoredKey(key_id, material, Origin(origin), hops)
+        return taken
 
     @staticmethod
     def joined(units: Sequence[StoredKey], size: int) -> StoredKey:
@@ -375,7 +408,7 @@ class KeyStore(Vault):
         return StoredKey(units[0].key_id, material, weakest(u.origin for u in units), max(u.hops for u in units))
 
     def _unmasked(self, link: LinkRow, terms: Terms, deposit: Deposit, taking: list[str]) -> StoredKey:
-        *pad, mac = (self._take(link.peer, unit.key_id, 0, taking) for unit in deposit.units)
+        *pad, mac = self._take(link.peer, [unit.key_id for unit in deposit.units], 0, taking).values()
         tag = deposit_tag(mac.material, link.name, terms, deposit)
         if not hmac.compare_digest(tag, deposit.tag) or len(deposit.masked) != terms.size // 8:
             raise BadDeposit("a deposited key is not authentic")
@@ -391,34 +424,38 @@ class KeyStore(Vault):
         wipe(mac.material)
         return StoredKey(deposit.key_id, material, origin, terms.hops)
 
-    def _wait(self, peer: str, terms: Terms, key: StoredKey, token: str, now: float) -> None:
-        origin, hops = weakest((key.origin, terms.origin or key.origin)), max(key.hops, terms.hops)
-        for slave in terms.slaves:
-            named = (key.key_id, slave, terms.master, peer, terms.size, origin.value, hops)
-            row = (*named, *self.seal(delivery_label(*named), key.material), token, now)
-            self._db.execute("INSERT INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-        wipe(key.material)
+    def _wait(self, peer: str, terms: Terms, keys: Sequence[StoredKey], tokens: Sequence[str], now: float) -> None:
+        rows = []
+        for key, token in zip(keys, tokens, strict=True):
+            origin, hops = weakest((key.origin, terms.origin or key.origin)), max(key.hops, terms.hops)
+            for slave in terms.slaves:
+                named = (key.key_id, slave, terms.master, peer, terms.size, origin.value, hops)
+                rows.append((*named, *self.seal(delivery_label(*named), key.material), token, now))
+            wipe(key.material)
+        if rows:
+            self._db.executemany("INSERT INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
-    def _hand_over(self, key_id: str, slave: str, master: str, damaged: list[str]) -> StoredKey:
-        """One slave has its key: the bytes go; the row goes when no other slave waits for the same key."""
-        here = "FROM delivery WHERE key_id = ? AND slave = ?"
-        peer, size, origin, hops, epoch, blob = self._db.execute(
-            f"SELECT peer, size, origin, hops, epoch, material {here}", (key_id, slave)
-        ).fetchone()
-        damaged.append(key_id)
-        label = delivery_label(key_id, slave, master, peer, size, origin, hops)
-        material = self._epochs.unseal(epoch, label, blob)
-        damaged.pop()
-        here = "WHERE key_id = ? AND slave = ? AND material IS NOT NULL"
-        if self._db.execute(f"UPDATE delivery SET material = NULL {here}", (key_id, slave)).rowcount != 1:
-            raise KeysNotFound  # cannot be: the row is locked, or nobody else is here
-        self._db.execute(
-            "DELETE FROM delivery WHERE key_id = :id AND NOT EXISTS"
-            " (SELECT 1 FROM delivery WHERE key_id = :id AND material IS NOT NULL)",
-            {"id": key_id},
-        )
-        self._count(peer, fetched=1)
-        return StoredKey(key_id, material, Origin(origin), hops)
+    def _hand_over(self, key_ids: Sequence[str], slave: str, master: str, damaged: list[str]) -> list[StoredKey]:
+        """One slave has its keys: the bytes go; a row goes when no other slave waits for the same key."""
+        among, value = self._among("key_id", key_ids)
+        columns = "key_id, peer, size, origin, hops, epoch, material"
+        query = f"SELECT {columns} FROM delivery WHERE {among} AND slave = ?"
+        rows = {row[0]: row[1:] for row in self._db.execute(query, (*value, slave)).fetchall()}
+        keys = []
+        for key_id in key_ids:
+            peer, size, origin, hops, epoch, blob = rows[key_id]
+            damaged.append(key_id)
+            label = delivery_label(key_id, slave, master, peer, size, origin, hops)
+            keys.append(StoredKey(key_id, self._epochs.unseal(epoch, label, blob), Origin(origin), hops))
+            damaged.pop()
+        query = f"UPDATE delivery SET material = NULL WHERE {among} AND slave = ? AND material IS NOT NULL"
+        if self._db.execute(query, (*value, slave)).rowcount != len(key_ids):
+            raise KeysNotFound  # cannot be: the rows are locked, or nobody else is here
+        others = "SELECT 1 FROM delivery AS other WHERE other.key_id = delivery.key_id AND other.material IS NOT NULL"
+        self._db.execute(f"DELETE FROM delivery WHERE {among} AND NOT EXISTS ({others})", value)
+        for peer, number in Counter(row[0] for row in rows.values()).items():
+            self._count(peer, fetched=number)
+        return keys
 
     def _reach(self, peer: str, missing: list[str]) -> Reservation:
         first, following = self._db.execute(

@@ -166,6 +166,8 @@ class PostgresStore(KeyStore):
             self._epochs.reload()
             if not self._epochs.current:
                 self.begin_epoch(now)
+            with self._transaction(local=True):
+                self._beat()  # known before it claims anything
             failed.pop_all()
 
     def close(self) -> None:
@@ -278,6 +280,9 @@ class PostgresStore(KeyStore):
 
     def _not_others(self) -> tuple[str, list[object]]:
         return f" AND (claim IN ('', ?) OR claim NOT IN ({_LIVE}))", [self._process.id]
+
+    def _among(self, column: str, values: Collection[str]) -> tuple[str, tuple[object]]:
+        return f"{column} = ANY(?)", (list(values),)
 
     def _must_be_well(self, peer: str) -> None:
         row = self._db.execute("SELECT alarm FROM link WHERE peer = ?", (peer,)).fetchone()
