@@ -163,6 +163,9 @@ def _tell_run(facts: dict[str, Any], guard: str, run: dict[str, Any]) -> None:
     limit = f"at most {100 * plan.check_errors / plan.n_x:.2f} %"
     table.add_row("", "", "", "wanted", limit, *[""] * len(names), f"{plan.s_z1:.0f} or more", "", style="dim")
     Console(width=max(100, Console().width)).print(table)
+    seen = [(act, block["chsh"]) for act, blocks in run["acts"].items() for block in blocks if block.get("chsh")]
+    if seen:
+        print("S of CHSH: " + ", ".join(f"{act} {s:.3f} ± {spread:.3f}" for act, (s, spread) in seen))
     print(f"Bob's monitor: {guard}.  {_verdict(run)}")
     for block in run["acts"]["Eve"]:
         if block.get("monitor"):

@@ -161,7 +161,7 @@ async def run_link(tally: Tally, blocks: int, monitor: Any, weather: str, *, qui
 def _progress(quiet: bool) -> Progress:
     parts = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=12),
         TextColumn("{task.percentage:3.0f} %"),
         TimeElapsedColumn(),
         TextColumn("{task.fields[live]}"),

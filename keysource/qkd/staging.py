@@ -25,6 +25,7 @@ from keysource.qkd.distill.wire import Frame, Kind, Start
 from keysource.qkd.errors import LinkError
 from keysource.qkd.lab import Lab
 from keysource.qkd.optics.eve import Notes
+from keysource.qkd.optics.model import Optics
 from keysource.qkd.optics.monitors import Monitor
 from keysource.qkd.plan import Plan
 from keysource.qkd.presets import PRESETS
@@ -97,6 +98,8 @@ async def _block(lab: Lab, since: int) -> dict[str, Any]:
 async def _overheard(lab: Lab, block: int) -> Overheard | None:
     if lab.wiretap is None or block not in lab.wiretap.blocks:
         return None
+    if not isinstance(PRESETS[lab.preset].optics, Optics):
+        return None  # on a link of pairs she keeps no notes
     try:
         notes: Notes | None = await lab.notes(block)
     except KeySourceError:
