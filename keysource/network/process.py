@@ -10,39 +10,34 @@ import asyncio
 import contextlib
 import signal
 import sqlite3
-import ssl
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import structlog
 from aiohttp import web
 
-from keysource import tls
 from keysource.base import KEY_BYTES, End
 from keysource.device.messages import BlockFacts, DeviceInfo
 from keysource.device.server import DeviceServer
 from keysource.errors import KeySourceError
-from keysource.kme.auth import Certificate, certificate_of, common_name, must_be
+from keysource.kme.auth import Certificate, certificate_of, common_name
 from keysource.kme.config import Limits
 from keysource.kme.control import ControlServer
 from keysource.kme.epochs import site_key_path
 from keysource.kme.listener import Listener
 from keysource.kme.records import StoreError
-from keysource.network import crashes, messages
+from keysource.network import messages
+from keysource.network.calls import Caller, contexts
 from keysource.network.core import Event, Fault
-from keysource.network.errors import TopologyError
 from keysource.network.feed import LinkFeed
-from keysource.network.messages import BadMessage, Message, Share
+from keysource.network.messages import BadMessage, Message
 from keysource.network.node import RelayNode
 from keysource.network.store import Block, NodeStore
 from keysource.network.topology import Connection, NodeConfig, Topology
 
-_QUEUE = 256
-_CALL_TIMEOUT = 5.0
 _HOUSEKEEPING = 30.0
 _EPOCH = 3600.0
 _DEVICE_KEYS = 4096
@@ -63,7 +58,7 @@ class NodeProcess:
         self.name = config.node.id
         self._woken = asyncio.Event()
         self._trouble = ""
-        server, _client = _contexts(config, base)
+        server, _client = contexts(config, base)
         self._store = _open_store(config, base)
         self.node = RelayNode(self.name, topology, self._store, room=self._room, fault=fault)
         self._devices = {
@@ -72,8 +67,9 @@ class NodeProcess:
         self._waiting = set(self._devices)
         """Connections with blocks that are not at the device socket yet, as far as is known."""
         self._feeds = [LinkFeed(self.node.core, table.name, base / table.device, self._wake) for table in config.link]
+        mine = next(entry for entry in topology.node if entry.id == self.name)
         self._callers = {
-            entry.id: Caller(self, entry.id, entry.url) for entry in topology.node if entry.id != self.name
+            entry.id: Caller(mine, entry, contexts(config, base)[1]) for entry in topology.node if entry is not mine
         }
         self._listener = Listener(config.node.listen, server, self._application, Limits, self._name_of)
         self._control = ControlServer(control_path(config, base), self._answer)
@@ -314,54 +310,6 @@ class NodeProcess:
         return {"node": self.name, "links": links, "connections": connections, "trouble": self._trouble}
 
 
-class Caller:
-    """Requests to one other node, in order, a few waiting at most."""
-
-    def __init__(self, process: NodeProcess, node: str, url: str) -> None:
-        self._process, self._node, self._url = process, node, url
-        self._tls = must_be(_contexts(process.config, process.base)[1], node)
-        self._queue: asyncio.Queue[Message] = asyncio.Queue(_QUEUE)
-        self._session: aiohttp.ClientSession | None = None
-        self._said = ""
-
-    def send(self, message: Message) -> None:
-        """May be dropped, as any message may."""
-        with contextlib.suppress(asyncio.QueueFull):
-            self._queue.put_nowait(message)
-
-    async def run(self) -> None:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=self._tls, limit=2),
-            timeout=aiohttp.ClientTimeout(total=_CALL_TIMEOUT),
-            trust_env=False,
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
-        while True:
-            message = await self._queue.get()
-            mine = self._process.name
-            path, body = messages.encode(message, mine, self._process.topology.url_of(mine))
-            trouble = await self._call(self._session, path, body)
-            if isinstance(message, Share):
-                crashes.at("share.sent")
-            if trouble and trouble != self._said:
-                log.warning("a node does not answer", node=self._node, reason=trouble)
-            self._said = trouble
-
-    async def aclose(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
-
-    async def _call(self, session: aiohttp.ClientSession, path: str, body: bytes) -> str:
-        headers = {"Content-Type": "application/json"}
-        try:
-            async with session.post(self._url + path, data=body, headers=headers, allow_redirects=False) as answer:
-                return "" if answer.status == 202 else f"it answered {answer.status}"
-        except (aiohttp.ClientError, ssl.SSLError, OSError, TimeoutError) as error:
-            return type(error).__name__
-
-
 class _Ledger:
     """What the device sockets must not forget is in the node's store."""
 
@@ -397,24 +345,6 @@ def _open_store(config: NodeConfig, base: Path) -> NodeStore:
         epoch_keys=base / node.epoch_keys if node.epoch_keys else None,
         now=time.time(),
     )
-
-
-def _contexts(config: NodeConfig, base: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """TLS for the listener, and for calls.  Raises :class:`TopologyError`."""
-    node = config.node
-    parts: list[bytes] = []
-    for key, name in (("ca", node.ca), ("certificate", node.certificate), ("private_key", node.private_key)):
-        path = base / name
-        try:
-            if key == "private_key" and path.stat().st_mode & 0o077:
-                raise TopologyError(f"[node] {key}: {path} must have mode 0600")
-            parts.append(path.read_bytes())
-        except OSError as error:
-            raise TopologyError(f"[node] {key}: {path}: {error.strerror}") from None
-    try:
-        return tls.server_context(*parts), tls.client_context(*parts)
-    except ValueError as error:
-        raise TopologyError(f"[node]: {error}") from None
 
 
 async def _wait(event: asyncio.Event) -> None:
