@@ -27,7 +27,8 @@ class Arrivals:
 
     def __init__(self, bind: Bind) -> None:
         self._bind = bind
-        self._watched: dict[int, CoDel] = {}
+        self.watched: dict[int, CoDel] = {}
+        """Those that say now how long each receive waited."""
         self._owed: set[int] = set()
         """Sockets of which the next receive of many datagrams is chosen."""
         self._behind: set[int] = set()
@@ -39,13 +40,13 @@ class Arrivals:
     def behind(self, descriptor: int) -> None:
         """One turn did not empty this socket."""
         self._behind.add(descriptor)
-        if descriptor not in self._watched:
-            self._watched[descriptor] = CoDel(TARGET, INTERVAL)
+        if descriptor not in self.watched:
+            self.watched[descriptor] = CoDel(TARGET, INTERVAL)
             self._bind.watch_waits(descriptor, True)
 
     def look(self, descriptor: int, received: Received, now: float) -> None:
         """A receive that says how long it waited: mark it as a router would, if it is time for that."""
-        codel = self._watched.get(descriptor)
+        codel = self.watched.get(descriptor)
         if codel is None:
             return
         if received.waited > self.longest:
@@ -57,16 +58,23 @@ class Arrivals:
             self.marked += 1
             received.ecn = ecn.WAITED
 
+    def emptied(self, descriptor: int) -> None:
+        """A turn emptied this socket: what waited did so for want of processor time, not in a queue that stands."""
+        codel = self.watched.get(descriptor)
+        if codel is not None:
+            codel.emptied()
+            self._owed.discard(descriptor)
+
     def forget(self, descriptor: int) -> None:
         """It is closed, and another socket may get its number."""
-        self._watched.pop(descriptor, None)
+        self.watched.pop(descriptor, None)
         self._owed.discard(descriptor)
         self._behind.discard(descriptor)
 
     def settle(self) -> None:
         """Now and then: do not watch what was emptied in every turn since the last time."""
-        for descriptor in self._watched.keys() - self._behind:
-            del self._watched[descriptor]
+        for descriptor in self.watched.keys() - self._behind:
+            del self.watched[descriptor]
             self._owed.discard(descriptor)
             self._bind.watch_waits(descriptor, False)
         self._behind.clear()

@@ -336,6 +336,8 @@ class Plane:
                     self._arrivals.look(descriptor, each, now)
                 inbound.process(each, now)
             if len(received) < AT_ONCE:
+                if self._arrivals.watched:
+                    self._arrivals.emptied(descriptor)
                 break
         else:
             self._arrivals.behind(descriptor)

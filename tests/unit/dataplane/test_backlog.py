@@ -257,6 +257,17 @@ def test_waits_that_fall_below_the_target_once_in_an_interval_choose_nothing() -
     assert watch.marked == 0
 
 
+def test_a_socket_that_is_emptied_has_no_standing_queue_however_long_its_datagrams_waited() -> None:
+    """A process that gets the processor every 20 ms finds all of them old, and takes all of them."""
+    watch = Arrivals(WatchedBind())
+    watch.behind(5)
+    for turn in range(100):
+        for place in range(10):
+            watch.look(5, received(0.02), turn * 0.02 + place * 0.0001)
+        watch.emptied(5)
+    assert watch.marked == 0
+
+
 @pytest.mark.parametrize("bits", [0, 2])
 @pytest.mark.parametrize("version", [4, 6])
 def test_what_waited_is_marked_inside_or_dropped(bits: int, version: int) -> None:
