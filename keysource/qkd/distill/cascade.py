@@ -50,12 +50,21 @@ def block_sizes(bits: int, error_ratio: float, schedule: str = "optimised") -> l
 
 
 def orders(bits: int, seed: bytes, passes: int) -> list[Order]:
-    """The order of each pass: the first as the key stands, the others by sorting an AES keystream."""
+    """The order of each pass: the first as the key stands, the others by sorting an AES keystream.
+
+    The low bits of each word are its place, so the words are sorted themselves, which is several times quicker than
+    sorting places by them, and equal words have one order.
+    """
     result: list[Order] = [np.arange(bits, dtype=np.int64)]
+    mask = np.uint64((1 << max(1, (bits - 1).bit_length())) - 1)
     for number in range(1, passes):
         first = np.uint64(number) << np.uint64(40)
         words = keystream(seed, np.arange((bits + 1) // 2, dtype=np.uint64) + first).reshape(-1)[:bits]
-        result.append(np.argsort(words, kind="stable"))
+        words &= ~mask
+        words |= result[0].view(np.uint64)
+        words.sort()
+        words &= mask
+        result.append(words.view(np.int64))
     return result
 
 

@@ -27,7 +27,7 @@ from keysource.qkd.distill.wire import Frame, Kind
 from keysource.qkd.errors import BadFrame, Disagreement
 from keysource.qkd.pad import Claims
 
-VERSION = 1
+VERSION = 2
 _RANDOM = 32
 _MAC = 32
 MAX_HELLO = 64 * 1024
