@@ -17,9 +17,8 @@ MARKER = payload.new_marker()
 pytestmark = pytest.mark.timeout(120)
 
 
-def configure(tunnel, transport: object, **peer: object) -> None:
-    """Alice knows where bob is and dials; bob only answers."""
-    tunnel.configure("--rekey", "4s", transport=transport, **peer)
+def configure(tunnel, transport: object) -> None:
+    tunnel.configure("--rekey", "2s", transport=transport)
 
 
 def test_both_families_pass_over_quic_with_rekeys_and_no_plaintext_outside(tunnel) -> None:
@@ -36,7 +35,7 @@ def test_both_families_pass_over_quic_with_rekeys_and_no_plaintext_outside(tunne
     load = measure.Load(lab, INNER4, MARKER, rate=300, linger=0.5)
     load.begin()
     for daemon in tunnel.daemons.values():
-        daemon.wait_epochs(before + 3, within=20)
+        daemon.wait_epochs(before + 2, within=20)
     loss = load.finish()
     assert (loss.lost, loss.duplicates, loss.refused) == (0, 0, 0), (loss, tunnel.drops())
     seen = outside.finish()
@@ -64,8 +63,7 @@ def only_quic_passes(lab: Lab, on: bool) -> None:
 
 def test_an_address_that_changes_in_mid_transfer_is_followed(tunnel, record_property) -> None:
     configure(tunnel, "quic")
-    for site in ("alice", "bob"):
-        tunnel.set(site, **({} if site == "alice" else {"initiate": "never"}))
+    tunnel.set("bob", initiate="never")  # alice dials, so that it is the client who moves
     tunnel.up()
     lab: Lab = tunnel.lab
     alice = lab["alice"]
@@ -88,6 +86,7 @@ def test_an_address_that_changes_in_mid_transfer_is_followed(tunnel, record_prop
     assert measure.transfer(lab, "alice", "bob", INNER4["bob"], MARKER, total=1_000_000).same_hash
 
 
+@pytest.mark.skipif(not LONG, reason="half a minute; tests/unit/daemon has it in virtual time")
 def test_a_firewall_that_passes_nothing_but_quic_is_got_round_and_udp_taken_again(tunnel) -> None:
     configure(tunnel, ["udp", "quic"])
     tunnel.up()
@@ -119,7 +118,7 @@ def test_every_size_passes_over_every_path_with_ipv6_inside(tunnel, path: int) -
     assert all(1280 <= each <= 1328 for each in mtu.values())
     fitting = path - 28 - 30 - 42
     wait_for("the path is known", lambda: tunnel.daemons["alice"].peer()["path"]["found"] == "probe", within=30)
-    for size in (8, 600, 1000, 1100, fitting - 48, 1232, min(mtu.values()) - 48):
+    for size in (600, fitting - 48, 1232, min(mtu.values()) - 48):
         if size > 1232 and fitting < size + 48:
             continue  # more than IPv6's least: its sender is told, and sends less
         load = measure.Load(lab, INNER6, MARKER, rate=100, size=max(size, 64), linger=0.4, name=f"sweep-{size}")

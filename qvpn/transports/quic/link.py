@@ -127,11 +127,11 @@ class Link:
 
     def outgoing(self, now: float) -> list[tuple[bytes, Address]]:
         """UDP datagrams to send now."""
-        if self.up:
-            stale = self.queue.drop_stale(now)
+        inside = cast(Any, self.quic)
+        if self.up and self.queue:
+            stale = self.queue.drop_stale(now, inside._loss._rtt_smoothed)
             if stale:
                 self._errors["quic_stale"] += stale
-        inside = cast(Any, self.quic)
         probes = self._probes(now) if self.up else []
         inside._max_datagram_size = max(LEAST_PACKET, self.queue.longest + OVERHEAD if self.queue else 0)
         waiting = bool(self.queue)

@@ -12,7 +12,10 @@ BULK, URGENT = 256, 64
 """Datagrams that wait at the most."""
 
 AGE = 0.05
-"""Seconds after which a packet that still waits is worth nothing to its sender (CoDel, RFC 8289, drops at 100 ms)."""
+"""Seconds after which a packet that still waits is worth nothing to its sender (CoDel, RFC 8289, drops at 100 ms).
+
+More where the round trip is longer, for then the window opens that much later.
+"""
 
 
 class DatagramQueue:
@@ -65,9 +68,9 @@ class DatagramQueue:
             self._urgent = deque(datagram for datagram in self._urgent if len(datagram) <= over)
         return found
 
-    def drop_stale(self, now: float) -> int:
-        """Forget what has waited for too long; how many there were."""
-        dropped, before = 0, now - AGE
+    def drop_stale(self, now: float, round_trip: float = 0.0) -> int:
+        """Forget what has waited for too long; how many there were.  ``round_trip`` in seconds."""
+        dropped, before = 0, now - max(AGE, 1.5 * round_trip)
         while self._times and self._times[0] < before:
             self._times.popleft()
             self._bulk.popleft()

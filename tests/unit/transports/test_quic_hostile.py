@@ -377,6 +377,7 @@ def test_control_goes_before_packets() -> None:
     assert not waiting.put(b"bulk", 0.0)
     assert waiting.put(b"control", 0.0, urgent=True)
     assert waiting[0] == waiting.popleft() == b"control"
+    assert waiting.drop_stale(queue.AGE + 0.01, round_trip=0.2) == 0
     assert waiting.drop_stale(queue.AGE + 0.01) == queue.BULK and not waiting
 
 
