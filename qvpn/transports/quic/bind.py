@@ -76,7 +76,7 @@ class QuicBind(Layer):
         self._counts: Counter[str] = Counter()
         self._links: dict[bytes, Link] = {}
         self._at: dict[Address, Link] = {}
-        """By the other end's UDP address: the newest connection there."""
+        """By the other end's UDP address: the connection that leads there."""
         self._all: dict[int, Link] = {}
         self._dial: dict[Address, tuple[QuicAddress, float]] = {}
         """Addresses that we may open connections to, and not before when."""
@@ -333,7 +333,7 @@ class QuicBind(Layer):
         for cid in link.cids:
             self._links.setdefault(cid, link)
         there = self._at.get(link.place)
-        if there is None or there.ended or not there.up or (link.up and link.since >= there.since):
+        if there is None or there.ended or not there.up or (link.up and link.rank >= there.rank):
             self._at[link.place] = link
         link.listed = link.up
         self._last = (None, None)

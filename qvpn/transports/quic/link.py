@@ -106,6 +106,11 @@ class Link:
         """We opened it."""
         return self.address.dial
 
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Of several connections to one address the highest is used: only a client may move (RFC 9000, 9)."""
+        return self.client, self.since
+
     # sending
 
     def put(self, datagram: bytes, now: float, *, urgent: bool = False) -> bool:

@@ -530,6 +530,7 @@ def test_where_both_ends_dial_each_keeps_to_one_connection_and_order_holds() -> 
     assert at_left[20:] == at_right[20:] == expected[20:]  # the first may go by the connection that opens later
     assert len(left.links) <= 2 and all(each.up for each in left.links)
     left.links[0].quic.close()  # either may go, and the other one carries on
+    left.send_batch(view(b"\x10lost"), parse_peer(CLIENT, {}))
     world.run(0.5)
     at_right.clear()
     left.send_batch(view(b"\x10on"), parse_peer(CLIENT, {}))
