@@ -193,7 +193,9 @@ class EpochKeys(Epochs):
         if number <= self.current:
             raise ValueError("epochs only count up")
         used = {epoch.slot for epoch in self._epochs.values()} | self._damaged
-        slot = next(slot for slot in range(_SLOTS) if slot not in used)
+        slot = next((slot for slot in range(_SLOTS) if slot not in used), None)
+        if slot is None:
+            raise StoreError(f"{self.path}: {_SLOTS} epochs are alive; rows of the old ones were not wrapped anew")
         wrapped, cipher = self.new_key(number, int(now))
         self._write(slot, _HEAD.pack(number, int(now)) + wrapped)
         self._epochs[number] = Epoch(slot, now, cipher)

@@ -28,3 +28,4 @@ def set_up(*, json_lines: bool) -> None:
         cache_logger_on_first_use=False,
     )
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # a failed TLS handshake of a stranger is no news
+    logging.getLogger("aiohttp").setLevel(logging.CRITICAL)  # nor is HTTP that is none; ours tells what fails

@@ -111,7 +111,7 @@ class Server:
                 f"{self.where}: this server is on timeline {timeline}, the one before was on {self.timeline}: an old"
                 " primary has come back and must not be used"
             )
-        self.timeline = timeline
+        self.timeline = max(self.timeline, timeline)  # other threads connect, too
         return connection
 
     def _places(self) -> Iterator[dict[str, Any]]:

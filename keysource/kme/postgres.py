@@ -130,6 +130,10 @@ class SharedEpochs(Epochs):
         self._db.execute("INSERT INTO epoch VALUES (?, ?, ?)", (number, int(now), wrapped))
         self._epochs[number] = Epoch(0, float(int(now)), cipher)
 
+    def forget(self) -> None:
+        """The next transaction reads them all again."""
+        self._epochs = {}
+
     def destroy(self, number: int) -> None:
         if number == self.current:
             raise ValueError("the current epoch is in use")
@@ -219,11 +223,15 @@ class PostgresStore(KeyStore):
     def begin_epoch(self, now: float) -> None:
         """Unless another process has done so meanwhile."""
         known = self._epochs.current
-        with self._transaction():
-            self._db.execute("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
-            self._epochs.reload()
-            if self._epochs.current == known:
-                self._epochs.begin(known + 1, now)
+        try:
+            with self._transaction():
+                self._db.execute("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
+                self._epochs.reload()
+                if self._epochs.current == known:
+                    self._epochs.begin(known + 1, now)
+        except BaseException:
+            self._epochs.forget()  # another connection may begin one of that number, with another key
+            raise
         crashpoints.at("epoch.begun")
 
     def rewrap(self, limit: int = 256) -> bool:

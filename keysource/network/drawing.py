@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -16,7 +17,7 @@ def status_tables(said: dict[str, Any]) -> Iterator[Table]:
         if link["behind"]:
             state = "STOPPED: the store is older than what the other end saw of it; set up the link anew"
         qber = "" if link["qber"] is None else f"{100 * link['qber']:.2f} %"
-        links.add_row(link["name"], link["to"], state, qber, str(link["own_units"]), str(link["peer_units"]))
+        links.add_row(link["name"], link["to"], escape(state), qber, str(link["own_units"]), str(link["peer_units"]))
     yield links
     if said["connections"]:
         table = Table("connection", "to", "state", "paths", "keys/s", "next block", "trouble")
@@ -24,5 +25,5 @@ def status_tables(said: dict[str, Any]) -> Iterator[Table]:
             paths = "\n".join(" > ".join(path) for path in one["paths"])
             rate = "" if one["keys_per_second"] is None else f"{one['keys_per_second']:.2f}"
             state = one["state"]
-            table.add_row(one["name"], one["to"], state, paths, rate, str(one["next_block"]), one["trouble"])
+            table.add_row(one["name"], one["to"], state, paths, rate, str(one["next_block"]), escape(one["trouble"]))
         yield table

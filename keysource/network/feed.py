@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from keysource.base import Origin, wipe
+from keysource.base import End, Owner, wipe
 from keysource.device.client import DeviceClient, follow
 from keysource.device.messages import AlarmEvent, BlockEvent, DeviceInfo, Event, VoidEvent
 from keysource.errors import BadAnswer, KeySourceError, Unavailable
@@ -53,9 +53,9 @@ class LinkFeed:
         status = await device.status()
         try:
             self._next_block = self._core.store.bind_link(self._link.name, device.info.end, device.info.owner)
+            self._set_alarms({_UNNAMED: status.alarm} if status.alarm else {})
         except (sqlite3.Error, StoreError) as error:
             raise Unavailable(str(error)) from None
-        self._set_alarms({_UNNAMED: status.alarm} if status.alarm else {})
         self._state.up, self._state.trouble, self._said = True, "", ""
         self._watch = asyncio.create_task(self._watch_status(device))
         log.info("device connected", link=self._link.name, origin=device.info.origin.value)
@@ -65,6 +65,9 @@ class LinkFeed:
         try:
             match event:
                 case BlockEvent():
+                    if event.facts and (event.facts.hops or not at_most(self._link.origin, event.facts.origin)):
+                        wipe(event.keys)
+                        raise BadAnswer(f"{self._path}: a block that claims less than the map says of the link")
                     try:
                         self._core.store.add_block(self._link.name, event.block, event.keys)
                     finally:
@@ -92,12 +95,18 @@ class LinkFeed:
         """Raises :class:`BadAnswer` where it is not what the map says."""
         if info.link != self._link.name:
             raise BadAnswer(f"{self._path}: the device belongs to link {info.link!r}, not {self._link.name!r}")
+        mine = End.A if self._link.ends[0] == self._core.name else End.B
+        if info.end is not mine or info.owner is not Owner.ALTERNATE:  # else both ends might draw the same pads
+            raise BadAnswer(
+                f'{self._path}: the device says end "{info.end}", owner "{info.owner}"; by the map it is end "{mine}"'
+                ' of a link with owner "alternate"'
+            )
         if not at_most(self._link.origin, info.origin):
             raise BadAnswer(
                 f'{self._path}: the device of link {info.link!r} says origin "{info.origin}"; the map claims'
                 f' "{self._link.origin}" for it'
             )
-        if info.hops and self._link.origin is Origin.QKD:
+        if info.hops:
             raise BadAnswer(f"{self._path}: the keys of link {info.link!r} pass trusted nodes that the map has not")
 
     def _set_alarms(self, alarms: dict[str, str]) -> None:

@@ -125,11 +125,11 @@ class NodeProcess:
     async def _housekeeping(self) -> None:
         while True:
             try:
+                while await self._rewrap_some():
+                    pass  # messages come between; no new epoch before the last one's rows have followed
                 now = time.time()
                 if not self._store.epoch_began <= now < self._store.epoch_began + _EPOCH:
                     self._store.begin_epoch(now)
-                while await self._rewrap_some():
-                    pass  # messages come between
             except (sqlite3.Error, StoreError, OSError) as error:
                 self._store_fails(error)
             await asyncio.sleep(_HOUSEKEEPING)
@@ -158,7 +158,10 @@ class NodeProcess:
                 self._log(event)
             for to, message in self.node.take_outgoing():
                 self._callers[to].send(message)
-        self._deliver()
+        try:
+            self._deliver()
+        except (sqlite3.Error, StoreError, OSError) as error:  # what is not delivered waits
+            self._store_fails(error)
         return True
 
     def _store_fails(self, error: Exception) -> None:
@@ -247,6 +250,11 @@ class NodeProcess:
         except BadMessage as error:
             log.warning("a message was refused", sender=sender, reason=str(error))
             return web.json_response({"message": str(error)}, status=400)
+        except ConnectionError:
+            raise  # the listener knows
+        except Exception as error:
+            log.error("a message failed", sender=sender, error=type(error).__name__)
+            return web.Response(status=503)
         return web.Response(status=202 if done else 503)
 
     async def _versions(self, request: web.Request) -> web.Response:

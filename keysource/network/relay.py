@@ -36,6 +36,8 @@ class Passing:
     """Of this node on the path."""
     until: float
     got_attempt: int = 0
+    got_mac: str = ""
+    """The unit that names the one message it came in: a sender that was started anew counts attempts from 1."""
     attempt: int = 0
     next_try: float | None = None
     """When to send (again); None: not to be sent, or acknowledged."""
@@ -95,7 +97,7 @@ class Relays:
         header = share.header
         self._check(sender, share)
         known = self._passing.get(_name(header))
-        if known is not None and known.got_attempt == header.attempt:
+        if known is not None and known.got_mac == header.mac:
             self._answer(sender, header, "relayed")
             return
         self._core.fault.received(header.model_dump(), share.masked)
@@ -171,11 +173,11 @@ class Relays:
     def _take(self, sender: str, header: Header, wrapped: bytes, known: Passing | None, now: float) -> None:
         self._answer(sender, header, "relayed")
         if known is not None:
-            known.got_attempt = header.attempt
+            known.got_attempt, known.got_mac = header.attempt, header.mac
             return
         if len(self._passing) >= MOST_KEPT:
             self._passing.pop(next(iter(self._passing)))
-        passing = Passing(header, wrapped, header.hop + 1, now + KEPT, header.attempt)
+        passing = Passing(header, wrapped, header.hop + 1, now + KEPT, header.attempt, header.mac)
         self._passing[passing.name] = passing
         self._core.tell("relayed", transfer=header.transfer, path=header.index, link=header.link)
         if passing.following is None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from keysource.base import KEY_BYTES, End, Origin, Owner, derive_key_id, wipe
 from keysource.kme.epochs import EpochKeys, new_site_key, read_site_key
-from keysource.kme.records import StoreError
+from keysource.kme.records import Damaged, StoreError
 from keysource.kme.schema import MAX_BLOCK, private_lock
 from keysource.network import crashes
 from keysource.network.errors import Lacking, TooFew
@@ -140,7 +140,11 @@ class NodeStore:
             query = "SELECT name, epoch, material FROM secret WHERE epoch < ? LIMIT ?"
             found = self._db.execute(query, (current, _REWRAP_AT_ONCE)).fetchall()
             for name, epoch, blob in found:
-                material = self._epochs.unseal(epoch, name.encode(), blob)
+                try:
+                    material = self._epochs.unseal(epoch, name.encode(), blob)
+                except Damaged:  # else no old epoch could ever be destroyed, and the eight slots would fill
+                    self._db.execute("DELETE FROM secret WHERE name = ?", (name,))
+                    continue
                 self._put(name, material)
                 wipe(material)
         if not found:
@@ -362,12 +366,17 @@ class NodeStore:
 
     def _blocks(self, connection: str, *, prepared: int) -> list[Block]:
         query = "SELECT block, transfer, facts, tag FROM block WHERE connection = ? AND prepared = ? ORDER BY block"
-        return [
-            Block(
-                connection, block, transfer, Facts.from_text(facts), self._get(_secret_name(connection, block)), tag
-            )
-            for block, transfer, facts, tag in self._db.execute(query, (connection, prepared)).fetchall()
-        ]
+        found = []
+        for block, transfer, facts, tag in self._db.execute(query, (connection, prepared)).fetchall():
+            try:
+                keys = self._get(_secret_name(connection, block))
+            except StoreError:  # nobody can have it; left there it would end the node at every start
+                with self._transaction():
+                    self._db.execute("DELETE FROM block WHERE connection = ? AND block = ?", (connection, block))
+                    self._db.execute("DELETE FROM secret WHERE name = ?", (_secret_name(connection, block),))
+                continue
+            found.append(Block(connection, block, transfer, Facts.from_text(facts), keys, tag))
+        return found
 
     # Rows
 

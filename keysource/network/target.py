@@ -12,6 +12,8 @@ from keysource.network.messages import Commit, Header, Open, Proof, Ready, Verdi
 from keysource.network.store import Block, Facts
 from keysource.network.topology import Connection, hops_over
 
+_MOST_SKIPPED = 2**32
+
 
 @dataclass(slots=True)
 class _Pending:
@@ -133,6 +135,8 @@ class Target:
         topology, connection = self._core.topology, self.connection
         if asked.count > self._room():
             return "nobody takes the keys there"
+        if asked.block > self._floor + _MOST_SKIPPED:
+            return "a block number far beyond the last one"
         if asked.count > connection.block_keys:
             return "more keys than the map allows in a block"
         if mistake := topology.paths_mistake(connection, asked.paths):

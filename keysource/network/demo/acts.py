@@ -43,6 +43,8 @@ class Drawn:
 
     equal: int = 0
     different: int = 0
+    half: int = 0
+    """Drawn at west, and not (yet) fetched at east."""
     hops: set[int] = field(default_factory=set)
     origins: set[str] = field(default_factory=set)
     keys: list[bytes] = field(default_factory=list, repr=False)
@@ -76,7 +78,8 @@ class Acts:
             ):
                 if not await self._run(Act(name, title), body, patience):
                     return False
-            return self.drawn.different == 0 and self.drawn.equal > 0
+            drawn = self.drawn
+            return drawn.different == 0 and drawn.half <= 1 and drawn.equal > 0  # one may be on its way
         finally:
             drawing.cancel()
             await asyncio.gather(drawing, return_exceptions=True)
@@ -247,6 +250,7 @@ class Acts:
             while True:
                 with contextlib.suppress(KeySourceError):
                     for key in await west.enc_keys("sae-east"):
+                        self.drawn.half += 1  # until the other end has it
                         (other,) = await east.dec_keys("sae-west", [key.key_id])
                         self._note(bytes(key.material), bytes(other.material), key.extension)
                         wipe(key.material)
@@ -260,7 +264,7 @@ class Acts:
         if left != right:
             self.drawn.different += 1
             return
-        self.drawn.equal += 1
+        self.drawn.equal, self.drawn.half = self.drawn.equal + 1, self.drawn.half - 1
         self.drawn.keys.append(left)
         self.drawn.hops.add(int(extension.get("qvpn_hops", -1)))
         self.drawn.origins.add(str(extension.get("qvpn_origin")))

@@ -104,7 +104,18 @@ class World:
         return self
 
     async def __aexit__(self, *_exception: object) -> None:
-        """Everything ends, also when the demo was interrupted half-way."""
+        """Everything ends, also when the demo was interrupted half-way, or at its end."""
+        ending, interrupted = asyncio.create_task(self._end()), False
+        while not ending.done():
+            try:
+                await asyncio.shield(ending)
+            except asyncio.CancelledError:
+                interrupted = True
+        ending.result()
+        if interrupted:
+            raise asyncio.CancelledError
+
+    async def _end(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
