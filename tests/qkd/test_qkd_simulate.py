@@ -53,7 +53,7 @@ def test_an_interrupt_ends_it_in_order_with_what_there_is(folder: Path, number: 
     environment = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [*PROGRAM, "simulate", "--preset", "small10", "--blocks", "9", "--pace", "realtime", "--json"]
     with subprocess.Popen(
-        command, stdout=-1, stderr=-1, text=True, env=environment, start_new_session=True
+        command, stdout=-1, stderr=-1, text=True, env=environment, start_new_session=True, preexec_fn=_heed_interrupts
     ) as program:
         deadline = time.monotonic() + 60
         while not list(folder.glob("*/bob/device.sock")):
@@ -66,6 +66,11 @@ def test_an_interrupt_ends_it_in_order_with_what_there_is(folder: Path, number: 
     assert not complained and not list(folder.iterdir())
     children = Path("/proc").glob("[0-9]*/cmdline")
     assert not [path for path in children if str(folder).encode() in _read(path)]
+
+
+def _heed_interrupts() -> None:
+    """A shell starts what runs in the background deaf to them, and whom that starts is deaf, too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _read(path: Path) -> bytes:
