@@ -23,7 +23,9 @@ FORMULA_F = 1.027
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """``share``: length x acceptance over the formula's length."""
+    """``share``: length x acceptance over the length of the formula at the plan's sizes.  The detections that no plan
+    counts on (5 % kept for efficiency tests, five standard deviations) are in neither: of the formula for everything
+    that N pulses sift, it is 6 to 7 % less."""
 
     km: float
     key_bits: int

@@ -120,7 +120,7 @@ def judged(scenes: list[Scene]) -> dict[str, Any]:
     return {
         "acts": {scene.act: scene.blocks for scene in scenes},
         "fired": fired,
-        "undetected": not any(fired.values()),
+        "undetected": all(verdict == {"passed"} for verdict in verdicts),
         "keys_delivered_with_eve": sum(block["keys_at_alice"] for block in during.blocks),
     }
 
@@ -182,6 +182,7 @@ def _verdict(run: dict[str, Any]) -> str:
             f" {run['keys_delivered_with_eve']} keys were delivered."
         )
     fired = ", ".join(f"{what} in {count} of {blocks}" for what, count in run["fired"].items() if count)
+    fired = fired or "nothing, but not every block came to its end"
     keys = run["keys_delivered_with_eve"]
     return f"What fired with Eve there: {fired}.  Delivered meanwhile: {f'{keys} keys' if keys else 'nothing'}."
 

@@ -75,7 +75,8 @@ def make_plan(optics: Optics | PairOptics, pulses: int, security: Security, sche
     Raises:
         ValueError: no key at this size and loss.
     """
-    n_z, n_x = (_sure_size(pulses * share) for share in optics.sifted())
+    tests = 0.0 if isinstance(optics, PairOptics) else TEST_SHARE  # links of pairs have no test of the efficiency
+    n_z, n_x = (_sure_size((1.0 - tests) * pulses * share) for share in optics.sifted())
     if n_z < 1 or n_x < 1:
         raise ValueError(_NO_KEY)
     worst = thresholds(optics.source, optics.expected(n_z, n_x), security)
@@ -149,7 +150,6 @@ def _moved(expected: Counts, change: _Change, sign: float) -> Counts:
     return Counts(shifted("n_z"), shifted("m_z"), shifted("n_x"), shifted("m_x"))
 
 
-def _sure_size(expected: float) -> int:
-    """Bob may spend a share of the gates on efficiency tests, whose clicks are no detections."""
-    left = (1.0 - TEST_SHARE) * expected
+def _sure_size(left: float) -> int:
+    """``left``: expected without the gates that Bob may spend on efficiency tests, whose clicks are no detections."""
     return max(0, math.floor(left - SIZE_MARGIN * math.sqrt(left)))

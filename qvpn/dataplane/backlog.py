@@ -50,13 +50,13 @@ class Backlog:
             if not batch:
                 self._release(memory)
                 return
-            length = batch[0][1]
-            if length > MAX_READ // 2:
-                held = Held(memory, length)
-            else:  # small ones do not keep large buffers
-                held = Held(memoryview(bytearray(memory[:length])), length)
-                self._release(memory)
-            self._put(held, now)
+            # One read may bring several where lanes hand packets over.
+            if len(batch) == 1 and batch[0][1] > MAX_READ // 2:
+                self._put(Held(memory, batch[0][1]), now)
+                continue
+            for start, length in batch:  # small ones do not keep large buffers
+                self._put(Held(memoryview(bytearray(memory[start : start + length])), length), now)
+            self._release(memory)
 
     def read_batch(self, arena: memoryview, limit: int, now: float) -> list[tuple[int, int]]:
         """As :meth:`~qvpn.netio.base.Tun.read_batch`, of what is next; marked CE where it waited too long."""

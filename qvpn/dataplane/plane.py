@@ -267,7 +267,8 @@ class Plane:
         for peer in self._table:
             self._table.expire(peer, now)
             if peer.endpoint is not None:
-                self._bind.connect(peer.endpoint)  # a socket whose route went away may find one again
+                # A socket whose route went away may find one again, and a transport hears by which way records come.
+                self._bind.connect(peer.heard or peer.endpoint)
             peer.measure_path(self._bind)
         self._arrivals.settle()
 
@@ -276,8 +277,24 @@ class Plane:
         if self._loop is None or self._closed:
             return
         outbound = Outbound(self._table, inlet, self._bind, self._hooks, answers=self._tun)
-        self._inlets[inlet.fileno()] = inlet
-        add_reader(self._loop, inlet.fileno(), lambda _: outbound.pump(self._clock()))
+        loop, descriptor = self._loop, inlet.fileno()
+        self._inlets[descriptor] = inlet
+
+        def pump(_: int = -1) -> None:
+            if self._inlets.get(descriptor) is not inlet:
+                return
+            waited = outbound.waiting.packets
+            outbound.pump(self._clock())
+            if outbound.waiting.packets and not waited:  # no descriptor will tell of it
+                loop.call_soon(go_on)
+
+        def go_on() -> None:
+            if self._inlets.get(descriptor) is inlet:
+                outbound.pump(self._clock())
+                if outbound.waiting.packets:
+                    loop.call_soon(go_on)
+
+        add_reader(loop, descriptor, pump)
 
     def remove_inlet(self, inlet: Tun) -> None:
         """Undo :meth:`add_inlet`, before the inlet is closed."""

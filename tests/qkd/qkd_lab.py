@@ -221,6 +221,15 @@ class LinkLab:
     async def status(self, site: str) -> dict[str, Any]:
         return await ask(self.folder / site / "link-state" / "status.sock", {})
 
+    async def both(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Alice's and Bob's status after the same block: the next may end between the two questions."""
+        async with asyncio.timeout(20):
+            while True:
+                a, b = await self.status("alice"), await self.status("bob")
+                if a["blocks_passed"] == b["blocks_passed"]:
+                    return a, b
+                await asyncio.sleep(0.02)
+
     def common(self) -> list[int]:
         """Blocks that both clients have; those that differ fail here."""
         a, b = (self.clients[site].blocks for site in ("alice", "bob"))

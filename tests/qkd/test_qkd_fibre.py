@@ -15,7 +15,7 @@ from qkd_lab import free_ports, until
 from keysource.base import End
 from keysource.device.client import DeviceClient
 from keysource.errors import KeySourceError
-from keysource.qkd.config import Address, load
+from keysource.qkd.config import Address, Pace, load
 from keysource.qkd.distill.party import Outcome
 from keysource.qkd.distill.wire import Reason
 from keysource.qkd.engine import seal
@@ -25,6 +25,7 @@ from keysource.qkd.engine.fibre import Fibre
 from keysource.qkd.engine.hardware import Hardware
 from keysource.qkd.errors import BadFrame, LinkError, PeerLost
 from keysource.qkd.ledger import Ledger
+from keysource.qkd.optics.flight import Flight, make_flight
 from keysource.qkd.optics.settings import fresh_seed
 from keysource.qkd.pair import PairPlan, write_pair
 from keysource.qkd.presets import PRESETS
@@ -37,9 +38,11 @@ KEY = bytes(range(32))
 
 
 @contextlib.asynccontextmanager
-async def fibre_and(tmp_path: Path, *keys: tuple[End, bytes]) -> AsyncIterator[tuple[Fibre, list[Hardware]]]:
+async def fibre_and(
+    tmp_path: Path, *keys: tuple[End, bytes], pace: Pace = "fast"
+) -> AsyncIterator[tuple[Fibre, list[Hardware]]]:
     address = Address("127.0.0.1", free_ports(1)[0])
-    fibre = Fibre(address, PRESET, "fast", tmp_path / "eve.sock", KEY)
+    fibre = Fibre(address, PRESET, pace, tmp_path / "eve.sock", KEY)
     await fibre.start()
     sites = [Hardware(end, address, key, DIGEST) for end, key in keys]
     for site in sites:
@@ -91,6 +94,31 @@ async def test_one_end_alone_or_another_block_flies_nothing(tmp_path: Path) -> N
         flights = [alice.fly(1, PLAN.pulses, fresh_seed(), 0.4), bob.fly(2, PLAN.pulses, fresh_seed(), 0.4)]
         results = await asyncio.gather(*flights, return_exceptions=True)
         assert all(isinstance(result, PeerLost) for result in results) and fibre.blocks == 0
+
+
+async def test_settings_of_one_site_fly_once_though_the_other_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else Eve sees every pulse of Alice's twice, and no decoy shows it."""
+    flown: list[bytes] = []
+
+    def spy(optics: Any, alice: bytes, bob: bytes, *, test: bool) -> Flight:
+        flown.append(alice)
+        return make_flight(optics, alice, bob, test=test)
+
+    monkeypatch.setattr("keysource.qkd.engine.fibre.make_flight", spy)
+    async with fibre_and(tmp_path, (End.A, KEY), (End.B, KEY), pace="realtime") as (_fibre, (alice, bob)):
+        hers, his = (asyncio.create_task(s.fly(1, PLAN.pulses, fresh_seed(), 8)) for s in (alice, bob))
+        await until(lambda: flown)
+        assert bob._sealed is not None
+        await bob._sealed.aclose()
+        with pytest.raises(PeerLost):
+            await his
+        await until(lambda: bob.ready)
+        with pytest.raises(PeerLost):
+            await bob.fly(1, PLAN.pulses, fresh_seed(), 0.5)
+        assert len(flown) == 1 and not hers.done()
+        hers.cancel()
 
 
 @pytest.mark.parametrize("where", [0, 20, -1])
@@ -208,6 +236,9 @@ async def test_one_block_that_misses_its_thresholds_is_chance_a_second_in_a_row_
         link.finish(outcome(2), 2.0)
         link.finish(outcome(3, Reason.STATISTICS), 3.0)
         assert (await device.status()).alarm is None
+        link.finish(outcome(4), 4.0)
+        link.finish(outcome(5, Reason.STATISTICS), 5.0)
+        assert "qber" in (await device.status()).alarm, "every other block is not chance either"
 
 
 async def test_one_failed_verification_is_chance_three_are_not(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ async def test_the_demo_delivers_twenty_equal_keys_in_its_first_block_and_ends_i
             assert device.info.origin is Origin.SIMULATED and device.info.end == end
             await device.aclose()
         await lab.blocks(1, within=60)
-        a, b = await lab.status("alice"), await lab.status("bob")
+        a, b = await lab.both()
         assert a["state"] == "up" and a["key_rate"] >= 1.0 and a["warning"].startswith("SIMULATED")
         assert a["ledger_balance"] == 0 == b["ledger_balance"]
         assert a["blocks_passed"] == b["blocks_passed"] >= 2 and a["ledger"] == b["ledger"]
@@ -381,7 +381,7 @@ async def test_every_protocol_delivers_equal_keys_and_sees_eve(tmp_path: Path, p
         lab.attach()
         block = (await lab.blocks(1, within=60))[0]
         assert len(lab.clients["alice"].blocks[block]) >= 10 * 32
-        a, b = await lab.status("alice"), await lab.status("bob")
+        a, b = await lab.both()
         assert a["protocol"] == protocol and a["ledger"] == b["ledger"] and a["ledger_balance"] == 0
         assert a["chsh"] == b["chsh"] and (a["chsh"] is not None and a["chsh"] > 2.4) == (protocol == "e91")
         if protocol == "bb84-2decoy":

@@ -24,13 +24,19 @@ class Ahead:
         self._next: tuple[int, bytes, asyncio.Task[Flown]] | None = None
 
     async def seed(self, block: int) -> bytes:
-        """Of the settings of a block: the one with which it flies already, or a fresh one."""
+        """Of the settings of a block: the one with which it flies already, or a fresh one.
+
+        Raises :class:`LinkError` where its flight has failed: only a new session has a new name, so that the fibre
+        cannot pair fresh settings of this end with those of the other that have flown already.
+        """
         if self._next is not None:
             number, seed, task = self._next
             failed = task.done() and (task.cancelled() or task.exception() is not None)
             if number == block and not failed:
                 return seed
             await self.aclose()
+            if number == block:
+                raise LinkError(f"block {block} flew ahead and was lost on the way")
         return fresh_seed()
 
     async def fly(self, block: int, pulses: int, seed: bytes, patience: float) -> Flown:

@@ -183,6 +183,8 @@ class Fibre:
         orders = [s.order for s in both if s is not None and s.order is not None]
         if len(orders) == 2 and orders[0][:2] == orders[1][:2]:
             self._flight = asyncio.create_task(self._fly(*orders))
+            for each in self._seats.values():
+                each.order = None  # whatever comes of it: settings that have flown never fly again
 
     def _stop_flight(self) -> None:
         if self._flight is not None:
@@ -236,7 +238,5 @@ class Fibre:
     async def _report(self, order: Order, alice: Detections | None, bob: Detections) -> None:
         number = order.block.to_bytes(8, "big") + order.run
         record = b"" if alice is None else encode_detections(alice, self._pulses)
-        for seat in self._seats.values():
-            seat.order = None
         await self._seats[End.A].sealed.send(seal.FLOWN, number + record)
         await self._seats[End.B].sealed.send(seal.FLOWN, number + encode_detections(bob, self._pulses))

@@ -40,6 +40,11 @@ PER_SOURCE = 8
 """Of these, from one IPv4 address or IPv6 /64."""
 
 
+def source_of(place: Address) -> Hashable:
+    """What counts as one source: an IPv4 address or an IPv6 /64."""
+    return place.ip if place.ip.version == 4 else place.ip.packed[:8]
+
+
 @dataclass(frozen=True, slots=True)
 class Open:
     """A connection may be made for this Initial."""
@@ -86,7 +91,7 @@ class Acceptor:
         if int(now) != self._second:
             self._second, self._opened = int(now), 0
             self._sources.clear()
-        source = place.ip if place.ip.version == 4 else place.ip.packed[:8]
+        source = source_of(place)
         if self._opened >= OPENED_PER_SECOND or self._sources[source] >= PER_SOURCE:
             return None
         if header.token:

@@ -20,6 +20,8 @@ class QuicAddress(Address):
     """What the TLS client asks for (SNI)."""
     pin: bytes | None = field(default=None, compare=False)
     """SHA-256 of the only certificate that the other end may show."""
+    via: int = field(default=0, compare=False)
+    """Number of the connection that something came by from there; 0: none in particular."""
 
     @property
     def carrier(self) -> str:
@@ -40,6 +42,6 @@ class QuicAddress(Address):
         return Address(self.ip, self.port, self.scope)
 
 
-def over_quic(place: Address) -> QuicAddress:
-    """The address of whoever speaks QUIC to us from there."""
-    return QuicAddress(place.ip, place.port, place.scope)
+def over_quic(place: Address, via: int = 0) -> QuicAddress:
+    """The address of whoever speaks QUIC to us from there, by connection number ``via``."""
+    return QuicAddress(place.ip, place.port, place.scope, via=via)

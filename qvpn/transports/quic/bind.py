@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 
 from qvpn.netio.base import Address, Bind, Received
 from qvpn.transports.base import CallLater, Layer
-from qvpn.transports.quic.acceptor import CID, VERSIONS, Acceptor, Open
+from qvpn.transports.quic.acceptor import CID, VERSIONS, Acceptor, Open, source_of
 from qvpn.transports.quic.address import OVERHEAD, QuicAddress, over_quic
 from qvpn.transports.quic.certificate import NOT_VERIFIED, Certificate
 from qvpn.transports.quic.link import SILENT, Link
@@ -35,7 +36,7 @@ HALF_OPEN_FREE = 16
 """So many half open connections, and whoever comes next must show first that he receives at his address."""
 
 STRANGERS = 64
-"""Connections that no peer has proved to be his; the oldest makes room for the next."""
+"""Connections that no peer has proved to be his; the oldest of the source that has most makes room for the next."""
 
 MOST_DATAGRAMS = 64
 """Of one receive: as many as a block of records has."""
@@ -78,6 +79,10 @@ class QuicBind(Layer):
         self._at: dict[Address, Link] = {}
         """By the other end's UDP address: the connection that leads there."""
         self._all: dict[int, Link] = {}
+        self._number = 0
+        """Of the newest connection that was opened to us."""
+        self._accepted: dict[int, Link] = {}
+        """Those, by number."""
         self._dial: dict[Address, tuple[QuicAddress, float]] = {}
         """Addresses that we may open connections to, and not before when."""
         self._arrived: deque[Received] = deque()
@@ -93,8 +98,7 @@ class QuicBind(Layer):
     # receiving
 
     def receive_batch(self, limit: int, descriptor: int = -1) -> list[Received]:
-        if not self._arrived:
-            self._used = 0
+        self._used = 0
         batch = [self._arrived.popleft() for _ in range(min(limit, len(self._arrived)))]
         if len(batch) < limit:
             touched: dict[int, Link] = {}
@@ -104,7 +108,7 @@ class QuicBind(Layer):
             for link in touched.values():
                 # What QUIC itself has to say goes with the acknowledgement, which is due within a millisecond.
                 self._after(link, now, flush=not link.up or bool(link.queue))
-        self._arrived.extend(batch[limit:])
+        self._arrived.extend(map(_copied, batch[limit:]))
         del batch[limit:]
         if self._arrived:
             self._call_later(0, self._more)
@@ -144,11 +148,20 @@ class QuicBind(Layer):
             link = self._accept(data, place, now)
             if link is None:
                 return None
-        known = link.cids
-        before = len(known)
-        link.receive(data, place, now)
-        if len(known) != before or link.moved():
+        try:
+            link.receive(data, place, now)
+        except Exception:  # what a stranger made aioquic do must not cost others what arrived with it
+            self._errors["quic_internal"] += 1
+            link.ended = True
+            self._end(link)
+            return None
+        moved = link.moved()
+        if moved or link.renamed:
             self._register(link)
+        if moved:
+            here = {link.place, *link.aliases}
+            for gone in [each for each, owner in self._at.items() if owner is link and each not in here]:
+                del self._at[gone]
         return link
 
     def _deliver(self, link: Link, batch: list[Received], waited: float) -> None:
@@ -226,6 +239,9 @@ class QuicBind(Layer):
         place = address.place
         if address.dial:
             self._may_dial(address, now)
+        came_by = self._accepted.get(address.via)
+        if came_by is not None and came_by.up and not came_by.known and not came_by.dead(now):
+            return came_by  # an answer goes to whoever asked, and to nobody else
         link = self._at.get(place)
         if link is not None and link.dead(now):
             self._counts["lost"] += 1
@@ -291,13 +307,16 @@ class QuicBind(Layer):
             return None
         if len(strangers) >= STRANGERS:
             self._counts["strangers_ended"] += 1
-            self._end(strangers[0])
+            held = Counter(source_of(link.origin) for link in strangers)
+            self._end(max(strangers, key=lambda link: held[source_of(link.origin)]))
         quic = QuicConnection(
             configuration=self._configuration(client=False),
             original_destination_connection_id=verdict.original,
             retry_source_connection_id=verdict.retried,
         )
-        link = Link(quic, over_quic(place), now, self._errors)
+        self._number += 1
+        link = Link(quic, over_quic(place, self._number), now, self._errors)
+        self._accepted[self._number] = link
         self._add(link, {verdict.named, quic.host_cid})
         self._counts["accepted"] += 1
         return link
@@ -335,7 +354,7 @@ class QuicBind(Layer):
         there = self._at.get(link.place)
         if there is None or there.ended or not there.up or (link.up and link.rank >= there.rank):
             self._at[link.place] = link
-        link.listed = link.up
+        link.listed, link.renamed = link.up, False
         self._last = (None, None)
 
     def _after(self, link: Link, now: float, *, flush: bool = True) -> None:
@@ -345,6 +364,8 @@ class QuicBind(Layer):
         if flush and not link.ended:
             self._flush(link, now)
             link.take_events()
+            if link.renamed:  # aioquic tells of a connection ID when it sends it
+                self._register(link)
         if link.ended or now >= self._deadline(link):
             self._end(link)
             return
@@ -382,6 +403,7 @@ class QuicBind(Layer):
         """Forget a connection, after telling its other end."""
         if self._all.pop(id(link), None) is None:
             return
+        self._accepted.pop(link.address.via, None)
         if not link.ended:
             link.close()
             self._flush(link, self._clock())
@@ -426,8 +448,15 @@ class QuicBind(Layer):
         if address.dial:
             self._may_dial(address, now)
         link = self._at.get(address.place) or self._open(address.place, now)
-        if link is not None and not link.kept:
-            link.kept = True
+        proved = self._accepted.get(address.via)
+        if proved is not None and proved.up and proved is not link and not (link is not None and link.client):
+            if link is not None and link.place == address.place:
+                link.kept, link.since = False, now  # the peer has a newer one, or this never was his
+                self._after(link, now)
+            link = self._at[address.place] = proved
+            self._last = (None, None)
+        if link is not None and not link.kept and (link.client or link is proved):
+            link.kept = link.known = True
             self._after(link, now)
 
     def disconnect(self, address: Address) -> None:
@@ -468,3 +497,9 @@ class QuicBind(Layer):
                 self._end(link)
         self._closed = True
         self.lower.close()
+
+
+def _copied(received: Received) -> Received:
+    """For a later call: what it came in belongs to the next receive."""
+    whole = memoryview(bytes(received.buffer[: received.length]))
+    return replace(received, buffer=whole)

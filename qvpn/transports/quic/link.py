@@ -77,6 +77,8 @@ class Link:
         self.address = address
         self.place = address.place
         """Where its UDP datagrams go."""
+        self.origin = address.place
+        """Where they went first."""
         self.listed = False
         """It has been entered under its address since it opened or moved."""
         self.since = now
@@ -88,7 +90,11 @@ class Link:
         self.ended = False
         self.kept = False
         """Somebody wants it: it ends by itself only when it is dead."""
+        self.known = False
+        """A peer has proved once that he is behind it."""
         self.cids: set[bytes] = set()
+        self.renamed = False
+        """These have changed since it was entered under them."""
         self.aliases: deque[Address] = deque(maxlen=4)
         """Where it was before."""
         self.timer: Any = None
@@ -107,9 +113,12 @@ class Link:
         return self.address.dial
 
     @property
-    def rank(self) -> tuple[bool, float]:
-        """Of several connections to one address the highest is used: only a client may move (RFC 9000, 9)."""
-        return self.client, self.since
+    def rank(self) -> tuple[bool, bool, float]:
+        """Of several connections to one address the highest is used: only a client may move (RFC 9000, 9).
+
+        Whoever comes there, or only forges that source, is nobody before a record shows that he is a peer.
+        """
+        return self.client, self.kept, self.since
 
     # sending
 
@@ -210,9 +219,11 @@ class Link:
 
     def _issued(self, event: events.ConnectionIdIssued) -> None:
         self.cids.add(event.connection_id)
+        self.renamed = True
 
     def _retired(self, event: events.ConnectionIdRetired) -> None:
         self.cids.discard(event.connection_id)
+        self.renamed = True
 
     # life
 
@@ -231,7 +242,7 @@ class Link:
         if place is None or place is self.place or place == self.place or self.client:
             return False
         self.aliases.append(self.place)
-        self.address, self.place, self.listed = over_quic(place), place, False
+        self.address, self.place, self.listed = over_quic(place, self.address.via), place, False
         return True
 
     def close(self) -> None:

@@ -12,11 +12,12 @@ import pytest
 from qvpn.dataplane import arrivals, backlog, outbound
 from qvpn.dataplane.arrivals import BULK, Arrivals
 from qvpn.dataplane.outbound import SUPERPACKETS
-from qvpn.netio.base import Address, Received
+from qvpn.lanes.relay import RelayInlet, RelayOutlet, relay_pair
+from qvpn.netio.base import MAX_READ, Address, Received
 from qvpn.netio.memory import MemoryBind
 from qvpn.netio.udp import UdpBind
 from qvpn.tunnel import ecn
-from qvpn.tunnel.drops import DropReason
+from qvpn.tunnel.drops import DropReason, Drops
 from tests.unit.dataplane.segments import Big, checksum, finish
 from tests.unit.dataplane.support import ALICE, FROM_ALICE, FROM_BOB, PLAIN, Pair, numbered
 
@@ -155,6 +156,21 @@ def test_a_flood_is_bounded_and_the_drops_are_counted(monkeypatch: pytest.Monkey
         pair.turn()
     assert list(dict.fromkeys(number_of(packet) for packet in pair.arrived())) == list(range(200 - kept, 200))
     assert len(pair.backlog._free) <= backlog.KEPT
+
+
+def test_of_frames_that_come_in_one_read_none_is_lost() -> None:
+    """As from a lane, which hands over several in one datagram (:mod:`qvpn.lanes.relay`)."""
+    ours, theirs = relay_pair()
+    inlet, outlet = RelayInlet(ours, "lane 1"), RelayOutlet(theirs)
+    packets = [numbered(number, FROM_ALICE[4], FROM_BOB[4]) for number in range(12)]
+    waits = backlog.Backlog(inlet, Drops())
+    assert all(outlet(memoryview(b"".join(packets[first : first + 4]))) for first in (0, 4, 8))
+    waits.fill(1.0)
+    arena = memoryview(bytearray(4 * MAX_READ))
+    found = [bytes(arena[at : at + size]) for at, size in waits.read_batch(arena, 64, 1.0)]
+    theirs.close()
+    inlet.close()
+    assert sorted(found) == sorted(packets)
 
 
 def test_rubbish_in_the_backlog_is_counted_and_harms_nobody() -> None:

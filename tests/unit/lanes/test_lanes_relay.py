@@ -8,8 +8,10 @@ import struct
 
 import pytest
 
+from qvpn.dataplane.outbound import SUPERPACKETS
 from qvpn.lanes.relay import RelayInlet, RelayOutlet, relay_pair
 from qvpn.netio.base import MAX_READ
+from tests.unit.dataplane.segments import Big
 from tests.unit.dataplane.support import FROM_ALICE, FROM_BOB, Pair, number_of, numbered
 
 
@@ -87,4 +89,21 @@ async def test_lane_0_sends_what_comes_in_and_forgets_a_way_that_is_gone(ends) -
         await asyncio.sleep(0)
     pair.run()
     assert [number_of(packet) for packet in pair.bob.tun.taken] == [7]
+    pair.alice.plane._loop = None
+
+
+async def test_lane_0_sends_all_that_came_in_though_nothing_follows(ends) -> None:  # type: ignore[no-untyped-def]
+    inlet, outlet, _ = ends
+    pair = Pair()
+    pair.alice.plane._loop = asyncio.get_running_loop()
+    pair.alice.plane.add_inlet(inlet)
+    pair.established()
+    for number in range(3 * SUPERPACKETS):
+        data = number.to_bytes(2, "big") * 1000
+        outlet(memoryview(Big(FROM_ALICE[4], FROM_BOB[4], data, 1000).virtio()))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    pair.run()
+    assert pair.bob.plane.stats("alice").received_packets == 3 * SUPERPACKETS * 2
+    pair.alice.plane.remove_inlet(inlet)
     pair.alice.plane._loop = None

@@ -261,6 +261,20 @@ def test_strangers_that_open_connections_are_ended_and_do_not_crowd_a_peer_out()
     assert len(server.links) == 1
 
 
+def test_one_source_with_many_connections_does_not_end_another_s() -> None:
+    world = World()
+    server, at_server, client, _ = pair(world)
+    (mine,) = server.links
+    for number in range(70):
+        other, _ = world.end(place(3000, 1000 + number))
+        other.send_batch(view(b"\x10stranger"), parse_peer(SERVER, {}))
+        if number % 7 == 6:
+            world.run(1.0)
+    assert len(server.links) <= STRANGERS and server.counts()["strangers_ended"] > 0
+    assert mine in server.links
+    still_works(world, client, at_server)
+
+
 def test_several_peers_share_one_listener() -> None:
     world = World()
     server, at_server = world.end(SERVER)
@@ -542,6 +556,7 @@ def test_a_client_that_starts_again_takes_its_address_over() -> None:
     world = World()
     server, at_server, client, _ = pair(world)
     back = server.links[0].address
+    server.connect(back)
     lower = client.lower
     assert isinstance(lower, MemoryBind)
     lower.close()  # as kill -9: QUIC says nothing
@@ -549,6 +564,88 @@ def test_a_client_that_starts_again_takes_its_address_over() -> None:
     again.send_batch(view(b"\x10again"), parse_peer(SERVER, {}))
     world.run(0.5)
     assert at_server == [b"\x10again"]
-    assert server.send_batch(view(b"\x10answer"), back) == 1
+    newer = server.links[1].address
+    assert newer == back and server.send_batch(view(b"\x10answer"), newer) == 1
     world.run(0.5)
-    assert at_client == [b"\x10answer"]
+    assert at_client == [b"\x10answer"]  # to whoever asked
+    server.connect(newer)  # a record verified that came by it
+    assert server.send_batch(view(b"\x10all"), back) == 1
+    world.run(0.5)
+    assert at_client == [b"\x10answer", b"\x10all"]
+
+
+def test_a_stranger_that_forges_one_source_address_gets_nothing_of_a_peer() -> None:
+    world = World()
+    server, _, _, at_client = pair(world)
+    back = server.links[0].address
+    server.connect(back)
+    eve, at_eve = world.end(place(66))
+    eve.send_batch(view(b"\x10stranger"), parse_peer(SERVER, {}))
+    world.run(0.5)
+    taken: list[bytes] = []
+    lower = eve.lower
+    assert isinstance(lower, MemoryBind)
+    send = lower.send_segments
+    lower.send_segments = lambda buffer, *_: taken.append(bytes(buffer)) or 1  # type: ignore[method-assign,func-returns-value]
+    eve.send_batch(view(b"\x10forged"), parse_peer(SERVER, {}))
+    lower.send_segments = send  # type: ignore[method-assign]
+    world.network.inject(CLIENT, SERVER, taken[0])
+    for number in range(10):
+        world.run(1)
+        server.connect(back)
+        server.send_batch(view(b"\x10%d" % number), back)
+    world.run(1)
+    assert at_client == [b"\x10%d" % number for number in range(10)] and at_eve == []
+    assert [each.kept for each in server.links] == [True, False]
+
+
+def test_a_connection_that_moves_on_and_on_leaves_few_addresses() -> None:
+    world = World()
+    server, _, client, _ = pair(world)
+    for number in range(30):
+        taken: list[bytes] = []
+        lower = client.lower
+        assert isinstance(lower, MemoryBind)
+        send = lower.send_segments
+        lower.send_segments = lambda buffer, *_: taken.append(bytes(buffer)) or 1  # type: ignore[method-assign,func-returns-value]  # noqa: B023
+        client.send_batch(view(b"\x10"), parse_peer(SERVER, {}))
+        lower.send_segments = send  # type: ignore[method-assign]
+        for packet in taken:
+            world.network.inject(place(7000 + number), SERVER, packet)
+        world.run(0.02)
+    assert server.links[0].place == place(7029)
+    assert len(server._at) <= 6
+
+
+def test_a_connection_is_found_by_every_name_that_it_told_the_other_end() -> None:
+    world = World()
+    server, at_server, client, _ = pair(world)
+    inside: Any = server.links[0].quic
+    assert len(inside._host_cids) > 2 and {each.cid for each in inside._host_cids} <= set(server._links)
+    for _ in range(5):
+        client.links[0].quic.change_connection_id()
+        still_works(world, client, at_server)
+    assert len(server.links) == 1 and len(server._links) <= 9
+
+
+def test_what_waits_for_the_next_call_has_memory_of_its_own() -> None:
+    world = World()
+    server, _, _, _ = pair(world)
+    port, (connection,) = bytearray(100), server.links
+    full = Received(memoryview(port), 100, 50, CLIENT)
+
+    def receive(limit: int, descriptor: int = -1) -> list[Received]:
+        port[:50], port[50:] = b"\x10" * 50, b"\x40" * 50  # a datagram of ours and a QUIC packet
+        return [full] * limit
+
+    def packet(data: bytes, where: Address, now: float) -> link.Link:
+        connection.inbox += [b"\x10" * 40, b"\x10" * 50]  # two lengths: two receives
+        return connection
+
+    server.lower.receive_batch = receive  # type: ignore[method-assign]
+    server._packet = packet  # type: ignore[method-assign,assignment]
+    for _ in range(500):
+        for received in server.receive_batch(4 if len(server._arrived) != 4 else 3):
+            assert set(bytes(received.buffer[: received.length])) == {0x10}
+        port[:] = b"\xff" * 100
+    assert len(server._buffers) <= 8
