@@ -25,7 +25,8 @@ from typing import Any
 import aiohttp
 
 from keysource import tls
-from tests.kme.conftest import Lab, free_port
+from tests.kme.conftest import Lab
+from tests.ports import free_port
 
 CLIENTS = 8
 BATCH = 32

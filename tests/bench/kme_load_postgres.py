@@ -22,8 +22,9 @@ from keysource.kme.epochs import new_site_key
 from keysource.kme.pki import write_new
 from tests.bench import kme_load
 from tests.bench.kme_load import Round, Side
-from tests.kme.conftest import ROOT, Lab, free_port
+from tests.kme.conftest import ROOT, Lab
 from tests.kme.pgcluster import DATABASE_PASSWORD, Cluster, Node, children, in_sync
+from tests.ports import free_port
 
 LIMITS = "[limits]\nrequests_per_second = 0\nmax_key_count = 1000000\n"
 NAMES = ("SQLite", "FastAPI", "PostgreSQL, 1 process", "PostgreSQL, 2 processes")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,12 +15,7 @@ from keysource.base import Origin, SourceContext
 from keysource.errors import KeySourceError
 from keysource.qkd.pad import DEFAULT_PAD_BYTES, make_pad
 from keysource.simulated.source import SimulatedSource
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.ports import free_port
 
 
 @asynccontextmanager

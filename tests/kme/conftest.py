@@ -14,7 +14,6 @@ import base64
 import json
 import os
 import secrets
-import socket
 import ssl
 import subprocess
 import sys
@@ -44,16 +43,11 @@ from keysource.kme.scaffold import SitePlan, write_pair
 from tests.kme import pgcluster
 from tests.kme.pgcluster import Cluster
 from tests.kme.places import PostgresPlace, SqlitePlace
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SITES = ("alice", "bob")
 OTHER = {"alice": "bob", "bob": "alice"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

@@ -37,8 +37,9 @@ from keysource.device.server import DeviceServer
 from keysource.kme.config import load
 from keysource.kme.control import ControlError, ask
 from keysource.kme.pki import Authority, write_new
-from tests.kme.conftest import ROOT, free_port
+from tests.kme.conftest import ROOT
 from tests.kme.pgcluster import DATABASE_PASSWORD
+from tests.ports import free_port
 
 SITES = ("alice", "bob", "carol")
 LINKS = {"alice": ("bob", "carol"), "bob": ("alice",), "carol": ("alice",)}

@@ -20,9 +20,9 @@ from keysource.kme import cli
 from keysource.kme.pgserver import Server
 from keysource.kme.records import StoreError
 from tests.kme import pgcluster
-from tests.kme.conftest import free_port
 from tests.kme.network import Network
 from tests.kme.pgcluster import DATABASE_PASSWORD, Cluster, in_sync
+from tests.ports import free_port
 
 CLIENTS = 8
 FAILOVERS = 5 if os.environ.get("QVPN_TEST_LONG") == "1" else 1

@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,17 +31,10 @@ from keysource.errors import KeySourceError
 from keysource.kme.control import ControlError, ask
 from keysource.network import crashes
 from keysource.network.scaffold import write_nodes
+from tests.ports import free_ports
 
 LONG = bool(os.environ.get("QVPN_TEST_LONG"))
 LINKS = {"a-b": ("a", "b"), "b-c": ("b", "c"), "a-d": ("a", "d"), "d-c": ("d", "c")}
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 class World:

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -21,17 +20,10 @@ from keysource.qkd.config import Address
 from keysource.qkd.distill.wire import Kind, Start
 from keysource.qkd.engine.control import ask
 from keysource.qkd.pair import PairPlan, write_pair
+from tests.ports import free_ports
 
 Touch = Callable[[str, bytes], bytes | None]
 """("A" or "B" who sent it, kind and payload) -> what goes on; None cuts the connection."""
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 class Collector:

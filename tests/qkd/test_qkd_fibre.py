@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qkd_lab import free_ports, until
+from qkd_lab import until
 
 from keysource.base import End
 from keysource.device.client import DeviceClient
@@ -30,6 +30,7 @@ from keysource.qkd.optics.settings import fresh_seed
 from keysource.qkd.pair import PairPlan, write_pair
 from keysource.qkd.presets import PRESETS
 from keysource.qkd.records import detections_untrusted
+from tests.ports import free_ports
 
 PRESET = PRESETS["demo"]
 PLAN = PRESET.plan()

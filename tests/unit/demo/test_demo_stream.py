@@ -1,25 +1,20 @@
 """A TCP transfer hashed at both ends."""
 
 import hashlib
-import socket
 import threading
 from typing import Any
 
 import pytest
 
 from qvpn.demo import payload, stream
+from tests.ports import free_port
 
 MARKER = bytes(range(16))
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 @pytest.mark.parametrize("total", [0, 1, 65536, 1_000_001])
 def test_both_ends_count_and_hash_the_same_bytes(total: int) -> None:
-    port, ready, results = _free_port(), threading.Event(), list[dict[str, Any]]()
+    port, ready, results = free_port(), threading.Event(), list[dict[str, Any]]()
 
     def receive() -> None:
         results.append(stream.sink(("127.0.0.1", port), timeout=5, ready=ready.set))
@@ -38,4 +33,4 @@ def test_both_ends_count_and_hash_the_same_bytes(total: int) -> None:
 
 def test_a_sink_that_nobody_calls_gives_up() -> None:
     with pytest.raises(stream.StreamFailed, match="nothing came"):
-        stream.sink(("127.0.0.1", _free_port()), timeout=0.05, ready=lambda: None)
+        stream.sink(("127.0.0.1", free_port()), timeout=0.05, ready=lambda: None)
