@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -145,7 +144,7 @@ def test_a_reader_that_goes_away_ends_the_demo_without_a_traceback() -> None:
 
 def test_another_transport_is_refused_in_one_sentence() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "from qvpn.demo.run import main; raise SystemExit(main(transport='pigeon'))"],
+        [*program("qvpn"), "demo", "--transport", "pigeon"],
         capture_output=True,
         text=True,
         check=False,
