@@ -23,6 +23,7 @@ import errno
 import fcntl
 import os
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,7 +105,7 @@ class Epoch:
     cipher: AESGCM = field(repr=False)
 
 
-class Epochs:
+class Epochs(ABC):
     """The epochs that are alive; :attr:`current` wraps what is new.  Where their keys lie is for others to say."""
 
     def __init__(self, site_key: bytes, kme_id: str) -> None:
@@ -126,9 +127,9 @@ class Epochs:
     def alive(self) -> list[int]:
         return sorted(self._epochs)
 
+    @abstractmethod
     def destroy(self, number: int) -> None:
         """No row wrapped under it can be read again."""
-        raise NotImplementedError
 
     def seal(self, label: bytes, material: bytes | bytearray) -> bytes:
         """``material`` under the current epoch, bound to ``label``."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hmac
 import json
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -64,13 +65,13 @@ class KeyStore(Vault):
         self._max_keys = max_keys
         self.migrated = False
 
+    @abstractmethod
     def close(self) -> None:
         """Nothing is held any more."""
-        raise NotImplementedError
 
+    @abstractmethod
     def health(self) -> dict[str, Any]:
         """For ``status``: kind, where it is, and what is special about it."""
-        raise NotImplementedError
 
     # Links
 

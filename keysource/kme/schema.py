@@ -7,9 +7,11 @@ A new file gets the tables of :data:`keysource.kme.migrate.HEAD` at once; an old
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 from keysource.kme.migrate import HEAD, known
@@ -121,6 +123,19 @@ def connect(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise StoreError(f"{path}: {error}") from None
     return db
+
+
+@contextlib.contextmanager
+def immediate(db: sqlite3.Connection) -> Iterator[None]:
+    """All of it, on the disk when this returns, or nothing; the lock for writing is taken first."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:  # a full disk has rolled back already
+            db.execute("ROLLBACK")
+        raise
 
 
 def revision_of(db: sqlite3.Connection) -> str:

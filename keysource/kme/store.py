@@ -5,45 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from keysource.kme import migrate
 from keysource.kme.epochs import EpochKeys, new_site_key, read_site_key
 from keysource.kme.keystore import KeyStore
-from keysource.kme.records import (
-    BadDeposit,
-    Counts,
-    Deposit,
-    KeysNotFound,
-    LinkRow,
-    NotTheSlave,
-    Offer,
-    Reservation,
-    StoredKey,
-    StoreError,
-    Terms,
-    Unit,
-)
-from keysource.kme.schema import connect, private_lock, revision_of
-
-__all__ = [
-    "BadDeposit",
-    "Counts",
-    "Deposit",
-    "KeyStore",
-    "KeysNotFound",
-    "LinkRow",
-    "NotTheSlave",
-    "Offer",
-    "Reservation",
-    "Store",
-    "StoreError",
-    "StoredKey",
-    "Terms",
-    "Unit",
-]
+from keysource.kme.records import StoreError
+from keysource.kme.schema import connect, immediate, private_lock, revision_of
 
 
 class Store(KeyStore):
@@ -118,16 +87,8 @@ class Store(KeyStore):
         elif row[0] != kme_id:
             raise StoreError(f"{self.path}: this is the store of KME {row[0]!r}, not of {kme_id!r}")
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:  # a full disk has rolled back already
-                self._db.execute("ROLLBACK")
-            raise
+    def _transaction(self) -> contextlib.AbstractContextManager[None]:
+        return immediate(self._db)
 
 
 def _own_site_key(store: Path) -> Path:

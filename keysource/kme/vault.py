@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -36,7 +37,7 @@ class Database(Protocol):
     def executemany(self, query: str, rows: Iterable[Sequence[Any]], /) -> Rows: ...
 
 
-class Vault:
+class Vault(ABC):
     """A database, with the epochs that its rows are wrapped under.  Who opens it sets ``_db`` and ``_epochs``."""
 
     _db: Database
@@ -51,9 +52,9 @@ class Vault:
         """Number of the current epoch, and when it began."""
         return self._epochs.current, self._epochs.begun
 
+    @abstractmethod
     def begin_epoch(self, now: float) -> None:
         """New rows are wrapped under a new key; the old ones follow with :meth:`rewrap`."""
-        raise NotImplementedError
 
     def rewrap(self, limit: int = _REWRAP_AT_ONCE) -> bool:
         """Wrap at most ``limit`` old rows anew.  False when none is left: then all old epochs are destroyed."""
@@ -135,8 +136,6 @@ class Vault:
                 self._db.execute("DELETE FROM key WHERE key_id = ?", (key_id,))
                 self._db.execute("DELETE FROM delivery WHERE key_id = ?", (key_id,))
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    @abstractmethod
+    def _transaction(self) -> contextlib.AbstractContextManager[None]:
         """All of it, on the disk when this returns, or nothing."""
-        raise NotImplementedError
-        yield

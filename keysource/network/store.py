@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from keysource.base import KEY_BYTES, End, Origin, Owner, derive_key_id, wipe
 from keysource.kme.epochs import EpochKeys, new_site_key, read_site_key
 from keysource.kme.records import Damaged, StoreError
-from keysource.kme.schema import MAX_BLOCK, private_lock
+from keysource.kme.schema import MAX_BLOCK, immediate, private_lock
 from keysource.network import crashes
 from keysource.network.errors import Lacking, TooFew
 
@@ -397,16 +397,8 @@ class NodeStore:
             raise StoreError(f"{self.path}: a stored key is missing")
         return self._epochs.unseal(row[0], name.encode(), row[1])
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:  # a full disk has rolled back already
-                self._db.execute("ROLLBACK")
-            raise
+    def _transaction(self) -> contextlib.AbstractContextManager[None]:
+        return immediate(self._db)
 
 
 def _secret_name(connection: str, block: int) -> str:

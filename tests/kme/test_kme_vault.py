@@ -17,8 +17,19 @@ from alembic.script import ScriptDirectory
 from keysource.base import End, Origin, Owner, derive_key_id
 from keysource.kme import migrate, schema
 from keysource.kme.epochs import EpochKeys, new_site_key, read_site_key, site_key_path
-from keysource.kme.records import Deposit, KeysNotFound, LinkRow, Offer, StoreError, Terms, Unit, deposit_tag, xor
-from keysource.kme.store import BadDeposit, Store
+from keysource.kme.records import (
+    BadDeposit,
+    Deposit,
+    KeysNotFound,
+    LinkRow,
+    Offer,
+    StoreError,
+    Terms,
+    Unit,
+    deposit_tag,
+    xor,
+)
+from keysource.kme.store import Store
 
 BOB = Terms("sae-a", ("sae-b",))
 TOKEN = "t" * 20

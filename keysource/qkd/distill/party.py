@@ -9,6 +9,7 @@ who it should be: the block is dead, the connection too.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass, field
 
@@ -133,7 +134,7 @@ class LeakBudget:
         return self._answers + self._questions
 
 
-class Party:
+class Party(ABC):
     """One end of one block."""
 
     own: bytes
@@ -205,14 +206,17 @@ class Party:
         self.outcome.keys = keys
         return self.outcome
 
+    @abstractmethod
     def _distil(self) -> Generator[Step, Answer, Bits]:
-        raise NotImplementedError
+        """From the flight to the secret bits."""
 
+    @abstractmethod
     def _authenticate(self, tickets: list[bytes]) -> Generator[Step, Answer, None]:
-        raise NotImplementedError
+        """Prove the whole transcript, and have it proved."""
 
+    @abstractmethod
     def _authenticate_abort(self) -> Generator[Step, Answer, None]:
-        raise NotImplementedError
+        """The same of a transcript that ends early."""
 
     # Counting
 
