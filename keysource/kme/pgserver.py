@@ -23,6 +23,7 @@ import contextlib
 import functools
 import os
 import re
+import secrets
 import socket
 import threading
 import time
@@ -43,7 +44,6 @@ _USUAL: dict[str, Any] = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
-    "application_name": "qvpn-kme",
 }
 _PROBE_EVERY = 0.5
 _CUT_AFTER = 1.0
@@ -73,6 +73,8 @@ class Server:
     """Seconds for one transaction, commit included."""
     doubt: str = ""
     timeline: int = 0
+    session: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Stands in the ``application_name`` of every session of this process: what PostgreSQL has none of, is dead."""
     probed: float = 0.0
     probing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -119,6 +121,7 @@ class Server:
         words = {**_USUAL, **conninfo_to_dict(self.conninfo)}
         lists = {name: str(words[name]).split(",") for name in ("host", "hostaddr", "port") if words.get(name)}
         for place in range(max([1, *(len(some) for some in lists.values())])):
+            words |= {"application_name": f"qvpn-kme {self.session}"}
             yield words | {name: some[place % len(some)] for name, some in lists.items()}
 
     def _try(self, words: dict[str, Any]) -> tuple[int, psycopg.Connection[Any]]:

@@ -4,7 +4,8 @@ The processes keep nothing that matters.  What differs from the SQLite file:
 
 * rows that a transaction decides about are locked first, so that two processes never decide about one row at once;
 * own units that a process may be about to offer are *claimed* by it, so that two do not offer the same one; a claim
-  only saves keys (exactly once does not rest on it) and ends three minutes after its process was last heard of;
+  only saves keys (exactly once does not rest on it) and ends with the sessions of its process at the server, or
+  three minutes after the process was last heard of, since the sessions of a machine without power linger;
 * counts of keys are in rows that few share, since a row is locked until the standby has confirmed;
 * the keys of the epochs lie in a table, wrapped under the site key.  A deleted one lives on in PostgreSQL's log, dead
   rows and standbys until those forget: whoever has such a copy *and* the site key can read what was wrapped under it.
@@ -90,7 +91,10 @@ CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, CONSTRAINT alemb
 """
 _SLOTS = 64
 _BEAT_EVERY = 15.0
-_LIVE = "SELECT id FROM process WHERE seen > now() - interval '180 seconds'"
+_LIVE = (
+    "SELECT id FROM process WHERE seen > now() - interval '180 seconds' AND id IN"
+    " (SELECT right(application_name, 16) FROM pg_stat_activity WHERE datname = current_database())"
+)
 _LOCK = 0x7176706E  # of the tables and of new epochs, among the database's advisory locks
 
 
@@ -99,7 +103,7 @@ class Process:
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self.id = secrets.token_hex(8)
+        self.id = server.session
         self.beaten = float("-inf")
 
 

@@ -91,6 +91,8 @@ class Network:
         self.book = Book()
         self.spent = {"bob": 0, "carol": 0}
         """For accounts of a test: units of each link that masters have got, less those that were delivered."""
+        self.owed = {"bob": 0, "carol": 0}
+        """The same: units of each link that crashes may have cost and that were not missed yet."""
         self.devices: dict[tuple[str, str], DeviceServer] = {}
         self.pids: dict[str, int] = {}
         self.ends: dict[str, int] = {}

@@ -151,6 +151,21 @@ def test_what_a_dead_process_has_claimed_comes_back(several, place):
     assert len(living.free_own("other", 4)) == 4
 
 
+def test_what_a_process_has_claimed_comes_back_as_soon_as_its_sessions_are_gone(several, place):
+    """A KME that is killed and started again is another process: it must not wait for its own claims."""
+    (living, dead), row = several(count=2)
+    living.add_block(row, 0, block_of(4))
+    assert len(dead.free_own("other", 4)) == 4
+    assert living.free_own("other", 4) == []
+    dead.close()
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = ?"
+    end = time.monotonic() + 10
+    while living._db.execute(sessions, (f"qvpn-kme {dead._process.id}",)).fetchone()[0]:
+        assert time.monotonic() < end, "the server keeps the session"
+        time.sleep(0.01)
+    assert len(living.free_own("other", 4)) == 4
+
+
 def test_an_alarm_that_one_process_hears_of_stops_all(several):
     (one, two), row = several(count=2)
     one.add_block(row, 0, block_of(4))

@@ -53,4 +53,4 @@ async def network(postgres):
 @pytest.mark.timeout(1500 if LONG else 140)
 @pytest.mark.parametrize("point", POINTS)
 async def test_killed_at_with_postgres(network, point):
-    await killed_at(network, point, 50 if LONG else 1)
+    await killed_at(network, point, 50 if LONG else 1, late=True)
