@@ -8,6 +8,7 @@
     ├── UnknownKeyID       the other end's key_ID is not (or no longer) here
     ├── Unauthorized       this SAE may not have the key (HTTP 401 or 403): an alarm, never retried
     ├── BadAnswer          an answer that breaks the protocol: wrong length, not JSON, a key_ID twice
+    │   └── RepeatedKey    a key, or a key_ID, that had been delivered before: an alarm
     ├── NotOwner           this end may not issue keys of this link (see ``keysource.base.Owner``)
     ├── RolledBack         local state is older than what the peer has seen of it
     └── BadSettings        the configuration table of this source is wrong
@@ -53,6 +54,10 @@ class Unauthorized(KeySourceError):
 
 class BadAnswer(KeySourceError):
     """The other program broke the protocol; whatever it sent is thrown away."""
+
+
+class RepeatedKey(BadAnswer):
+    """The key manager gave a key, or a key_ID, that it had given before; an operator must hear of that."""
 
 
 class NotOwner(KeySourceError):

@@ -21,7 +21,9 @@ def read_secret(path: Path) -> bytes:
         if not stat.S_ISREG(info.st_mode):
             raise ValueError(f"{path}: is not a file")
         if info.st_uid != os.geteuid():
-            raise ValueError(f"{path}: belongs to user {info.st_uid}, not to user {os.geteuid()} who runs this")
+            raise ValueError(
+                f"{path}: belongs to user {info.st_uid}, not to user {os.geteuid()} who runs this; chown it"
+            )
         if info.st_mode & 0o077:
             raise ValueError(f"{path}: is open to others (mode {stat.S_IMODE(info.st_mode):04o}); chmod 600 it")
         return stream.read()

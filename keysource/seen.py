@@ -6,7 +6,7 @@ import hmac
 import secrets
 from collections import OrderedDict
 
-from keysource.errors import BadAnswer
+from keysource.errors import RepeatedKey
 
 REMEMBERED_KEYS = 4096
 
@@ -19,13 +19,13 @@ class SeenKeys:
         self._tags: OrderedDict[bytes, None] = OrderedDict()
 
     def check(self, key_id: str, material: bytes | bytearray) -> None:
-        """Raises :class:`BadAnswer`."""
+        """Raises :class:`~keysource.errors.RepeatedKey`."""
         of_bytes = hmac.digest(self._tag_key, b"key" + material, "sha256")
         of_id = hmac.digest(self._tag_key, b"id" + key_id.encode(), "sha256")
         if of_bytes in self._tags:
-            raise BadAnswer("bytes were delivered that had been delivered before under another key_ID")
+            raise RepeatedKey("bytes were delivered that had been delivered before under another key_ID")
         if of_id in self._tags:
-            raise BadAnswer("a key_ID was delivered that had been delivered before")
+            raise RepeatedKey("a key_ID was delivered that had been delivered before")
         for tag in (of_bytes, of_id):
             self._tags[tag] = None
         while len(self._tags) > 2 * REMEMBERED_KEYS:

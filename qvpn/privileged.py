@@ -75,7 +75,7 @@ def read_secret(path: Path) -> bytes:
         if info.st_uid != os.geteuid():
             raise PrivilegedError(
                 f"{path}: belongs to user {info.st_uid}, not to user {os.geteuid()} who runs this; "
-                "a secret must be ours alone"
+                f"a secret must be ours alone, so run: chown {os.geteuid()} {path}"
             )
         if stat.S_IMODE(info.st_mode) & 0o077:
             raise PrivilegedError(
@@ -143,6 +143,8 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()  # half a file would stand in the way of the next try
         raise PrivilegedError(f"{path}: {_reason(error)}") from None
 
 
@@ -174,7 +176,13 @@ class StateFolder:
         except OSError as error:
             self.close()
             raise PrivilegedError(f"{path}: the state folder cannot be used: {_reason(error)}") from None
-        if info.st_uid != os.geteuid() or stat.S_IMODE(info.st_mode) & 0o077:
+        if info.st_uid != os.geteuid():
+            self.close()
+            raise PrivilegedError(
+                f"{path}: the state folder belongs to user {info.st_uid}, not to user {os.geteuid()} who runs this; "
+                f"run: chown -R {os.geteuid()} {path}"
+            )
+        if stat.S_IMODE(info.st_mode) & 0o077:
             self.close()
             raise PrivilegedError(f"{path}: the state folder must be ours alone; run: chmod 700 {path}")
 

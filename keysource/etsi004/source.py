@@ -193,7 +193,7 @@ class Etsi004Source:
             self._seen.check(key_id, material)
         except BadAnswer as error:
             wipe(material)
-            raise BadAnswer(f"{self.settings.url}: {error}") from None
+            raise type(error)(f"{self.settings.url}: {error}") from None
         finally:
             wipe(delivered.key)
         return Key(key_id, material, self.settings.origin or Origin.EXTERNAL, hops)

@@ -226,9 +226,10 @@ class KeyFile:
         if self._index is None:
             self._index = {derive_key_id(self.header.link, 0, p): p for p in others}
         position = self._index.get(key_id.lower())
-        if position is None or self.position.was_fetched(position):
-            why = "no key" if position is None else "the key was used before that"
-            raise UnknownKeyID(f"{self.path}: {why} of end {self.end.other} has this key_ID")
+        if position is None:
+            raise UnknownKeyID(f"{self.path}: no key of end {self.end.other} has this key_ID")
+        if self.position.was_fetched(position):
+            raise UnknownKeyID(f"{self.path}: key {position} of end {self.end.other} was used before")
         self._advance(self.position.fetched(position, others))
         return self._take(position, key_id.lower())
 
@@ -319,7 +320,7 @@ def _open_private(path: Path) -> tuple[int, bool]:
     elif found.st_mode & 0o077:
         problem = f"can be read by others (mode {stat.S_IMODE(found.st_mode):04o}); chmod 600 it"
     elif found.st_uid not in (os.geteuid(), 0):
-        problem = "belongs to another user"
+        problem = f"belongs to user {found.st_uid}, not to user {os.geteuid()} who runs this; chown it"
     if problem:
         os.close(descriptor)
         raise BadSettings(f"{path}: {problem}", key="path")

@@ -112,7 +112,7 @@ class SkipSource:
             self._seen.check(said.key.key_id, said.key.material)
         except BadAnswer as error:
             wipe(said.key.material)
-            raise BadAnswer(f"{self.settings.url}: {error}") from None
+            raise type(error)(f"{self.settings.url}: {error}") from None
         return Key(said.key.key_id, said.key.material, origin, hops)
 
     def _origin(self, said: str | None) -> Origin:

@@ -27,6 +27,7 @@ from qvpn.config.units import HostPort, parse_duration, parse_host_port, parse_n
 
 KINDS = ("simulated", "etsi014", "file")
 _INNER = {"a": "10.90.0.1", "b": "10.90.0.2"}
+_INNER_NET = ip_network("10.90.0.0/24")
 _PROGRAM_TIMEOUT = 60.0
 LINK_PORT = 51850
 """Classical channel of the simulated link at the left site; the next port is the fibre's."""
@@ -102,6 +103,9 @@ def _check_usage(sites: Sequence[SiteFacts], kind: str, allow_simulated: bool, r
 
 def _check_networks(left: SiteFacts, right: SiteFacts) -> None:
     """Each address is at one of the sites: what lies behind both would be routed away from one of them."""
+    for option, site in (("--left", left), ("--right", right)):
+        if site.endpoint.ip is not None and site.endpoint.ip in _INNER_NET:
+            raise usage(f"{option}: {site.endpoint.ip} lies in {_INNER_NET}, which is the inside of the tunnel")
     behind = [
         (f"{option}-net {text}", ip_network(text), site)
         for option, site in (("--left", left), ("--right", right))

@@ -6,6 +6,7 @@ with the way to see more.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -24,6 +25,7 @@ from qvpn.uapi import UapiError
 
 # Typer brings its own copy of click in some releases; the root of its usage errors is the same in all of them.
 _UsageErrors: type[Any] = typer.BadParameter.mro()[2]
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 app = typer.Typer(
     name="qvpn",
@@ -81,6 +83,13 @@ def execute(arguments: Sequence[str]) -> int:
         return 130
     except BrokenPipeError:
         _silence_stdout()
+        return FAILED
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            _unexpected(error)
+            return FAILED
+        _silence_stdout()  # what it still holds cannot be written at exit either
+        complain(f"qvpn: {error.filename}: {error.strerror}" if error.filename else f"qvpn: {error.strerror}")
         return FAILED
     except (ConfigError, PrivilegedError, UapiError) as error:
         complain(str(error) if isinstance(error, ConfigError) else f"qvpn: {error}")

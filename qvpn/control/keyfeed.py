@@ -9,15 +9,17 @@ and comes late: the machine holds it for its next attempt.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
-from keysource.base import KEY_BYTES, Claiming, Key, KeySource, SaePair, SourceStatus
+from keysource.base import KEY_BYTES, Claiming, Key, KeySource, Origin, SaePair, SourceStatus, wipe
 from keysource.errors import (
     BadAnswer,
     BadSettings,
     KeySourceError,
     NotOwner,
+    RepeatedKey,
     RolledBack,
     Unauthorized,
     Unavailable,
@@ -25,6 +27,7 @@ from keysource.errors import (
 )
 from qvpn.handshake.events import NeedKey
 from qvpn.handshake.parameters import KeyFault, KeyMaterial
+from qvpn.status import key_id_hash
 from qvpn.wire.messages import WireOrigin
 
 __all__ = ["BadSettings", "KeyFeed", "KeySource", "KeySourceError", "RolledBack", "SourceStatus"]
@@ -90,7 +93,9 @@ class KeyFeed:
         """Ask the source how it is; bounded like a call, never raises."""
         try:
             async with asyncio.timeout(self._limit):
-                self.status = await self._source.status(self._peer_sae)
+                said = await self._source.status(self._peer_sae)
+            strange = SourceStatus(False, f"{self.name}: the key source's status is none")
+            self.status = said if isinstance(said, SourceStatus) else strange
         except TimeoutError:
             self.status = SourceStatus(False, f"{self.name}: no status within {self._limit:g} s")
         except KeySourceError as error:
@@ -114,8 +119,11 @@ class KeyFeed:
             answer = self._take(await self._finish(self._call(key_id), draw=key_id is None), key_id)
             self.drawn += key_id is None
         except KeySourceError as error:
-            self._log.warning("no key", source=self.name, error=type(error).__name__, reason=str(error))
+            self._log.warning("no key", source=self.name, error=type(error).__name__, reason=_said(error, key_id))
             answer = fault_of(error)
+        except Exception as error:  # not even what it should look like: a stranger's program
+            self._log.error("key source broke", source=self.name, error=type(error).__name__)
+            answer = KeyFault.BROKEN
         self._deliver(need.request, answer)
 
     def _call(self, key_id: str | None) -> asyncio.Future[Key]:
@@ -166,15 +174,17 @@ class KeyFeed:
 
     def _material(self, key: Key, wanted: str | None) -> KeyMaterial:
         """A source may be a stranger's program: its keys are looked at.  A refused one is wiped."""
-        problem = _problem(key, wanted)
+        problem = _problem(key, wanted) if _is_key(key) else "something that is no key"
         if problem:
-            key.wipe()
+            _wipe(key)
             raise BadAnswer(f"{self.name}: the key source gave {problem}")
         return KeyMaterial(key.key_id, WireOrigin[key.origin.name], key.hops, key.material)
 
 
 def fault_of(error: KeySourceError) -> KeyFault:
     """What an error means to the protocol.  In doubt the key may be gone: BROKEN."""
+    if isinstance(error, RepeatedKey):
+        return KeyFault.REPEATED
     if isinstance(error, UnknownKeyID):
         return KeyFault.UNKNOWN
     if isinstance(error, Unauthorized):
@@ -184,6 +194,31 @@ def fault_of(error: KeySourceError) -> KeyFault:
     if isinstance(error, NotOwner) or (isinstance(error, Unavailable) and error.answered):
         return KeyFault.UNAVAILABLE
     return KeyFault.BROKEN
+
+
+def _said(error: KeySourceError, key_id: str | None) -> str:
+    """For the log.  A key manager may repeat the key_ID in its answer; only its hash is shown."""
+    if key_id is None:
+        return str(error)
+    return re.sub(re.escape(key_id), f"(key_ID with hash {key_id_hash(key_id)})", str(error), flags=re.IGNORECASE)
+
+
+def _is_key(given: object) -> TypeGuard[Key]:
+    """Is it a key, with fields of the kinds that the interface says?"""
+    return (
+        isinstance(given, Key)
+        and isinstance(given.key_id, str)
+        and isinstance(given.material, bytearray)
+        and isinstance(given.origin, Origin)
+        and isinstance(given.hops, int)
+    )
+
+
+def _wipe(given: object) -> None:
+    """What can be overwritten of an answer that nobody takes."""
+    material = getattr(given, "material", None)
+    if isinstance(material, bytearray):
+        wipe(material)
 
 
 def _problem(key: Key, wanted: str | None) -> str:
@@ -203,9 +238,9 @@ def _problem(key: Key, wanted: str | None) -> str:
 def _abandon(call: asyncio.Future[Key]) -> None:
     """Nobody waits any more: cancel, and wipe the key if it comes all the same."""
 
-    def wipe(done: asyncio.Future[Key]) -> None:
+    def forget(done: asyncio.Future[Key]) -> None:
         if not done.cancelled() and done.exception() is None:
-            done.result().wipe()
+            _wipe(done.result())
 
-    call.add_done_callback(wipe)
+    call.add_done_callback(forget)
     call.cancel()

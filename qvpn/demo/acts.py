@@ -17,7 +17,7 @@ from qvpn.demo.measure import Load, Loss
 from qvpn.demo.process import Process
 from qvpn.demo.scene import HARD_END, INNER_NETWORKS, REKEY, STRICT, TOLERANT, Scene
 from qvpn.demo.sites import PORT
-from qvpn.demo.steps import Facts, require, wait_for
+from qvpn.demo.steps import Facts, StepFailed, require, wait_for
 
 FIRST_KEYS = 20
 FIRST_KEYS_WITHIN = 30.0
@@ -148,14 +148,16 @@ class Acts:
         load = self._load(STRICT)
         before = {site: strict[site].peer()["rekeys"] for site in SITES}
         load.begin()
+        start = time.monotonic()
         for site in SITES:
             strict[site].wait_epochs(before[site] + 1 + REKEYS, within=REKEYS * REKEY + 15)
+        took = time.monotonic() - start
         loss = load.finish()
         rekeys = min(strict[site].peer()["rekeys"] - before[site] for site in SITES)
         self.totals |= {"rekeys": rekeys, "packets_sent": loss.sent, "packets_lost": loss.lost}
         facts |= {
-            "rekey_interval": REKEY,
             "rekeys": rekeys,
+            "seconds_for_the_rekeys": round(took, 1),
             "packets_sent": loss.sent,
             "packets_received": loss.received,
             "duplicates": loss.duplicates,
@@ -173,7 +175,8 @@ class Acts:
 
     def capture(self, facts: Facts) -> None:
         """Counts from before the first handshake on: that, pings, the bulk transfer and the load are all in them."""
-        assert self._tun_capture is not None
+        if self._tun_capture is None:
+            raise StepFailed("nothing was captured on the TUN, for the step with the traffic failed before that")
         control = self._tun_capture.finish()
         facts["frames_on_the_tun"] = control["frames"]
         facts["with_plaintext_on_the_tun"] = control["frames_with_plaintext"]
@@ -244,6 +247,7 @@ class Acts:
         load, self._beside = self._load(STRICT, 250), self._load(TOLERANT, 250)
         load.begin()
         self._beside.begin()
+        hard_end = self._hard_end()
         since = time.monotonic()
         scene.stop_kme("alice")
         self._wait_blocked()
@@ -257,7 +261,7 @@ class Acts:
         last = max(view["last_record_at"] or hidden for view in seen.values()) - since
         facts |= {
             "seconds_until_the_last_record": round(last, 1),
-            "hard_end_seconds": HARD_END,
+            "hard_end_seconds": hard_end,
             "packets_passed_before": loss.received,
             "packets_blocked": loss.lost,
             "state": {site: strict[site].state() for site in SITES},
@@ -270,11 +274,17 @@ class Acts:
         for site, view in seen.items():
             _require_clean(view, site)
 
+    def _hard_end(self) -> float:
+        """Seconds from its beginning to its end, as the daemon says of its epoch."""
+        epoch = self._scene.pairs[STRICT]["alice"].peer()["epoch"]
+        return round(float(epoch["age"] + epoch["hard_end_in"]), 1)
+
     def _sent_packets(self) -> list[int]:
         return [int(daemon.peer()["sent_packets"]) for daemon in self._scene.pairs[STRICT].values()]
 
     def prefer_passes(self, facts: Facts) -> None:
-        assert self._beside is not None
+        if self._beside is None:
+            raise StepFailed("the prefer-qkd pair has no load, for the step before failed too early")
         tolerant = self._scene.pairs[TOLERANT]
         for site in SITES:
             tolerant[site].wait_state("pqc", within=10)

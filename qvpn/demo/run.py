@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from qvpn.control.mistakes import describe
 from qvpn.demo import sandbox
 from qvpn.demo.process import module
 
@@ -59,6 +60,23 @@ def _work() -> int:
         # Whoever read our output went away; nothing more is to be said, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        if os.environ.get("QVPN_DEBUG") == "1":
+            raise
+        print(f"qvpn demo: {_why(error)}", file=sys.stderr)
+        return 1
+
+
+def _why(error: Exception) -> str:
+    """One sentence for what went wrong outside of the steps: mostly a kernel that lacks something."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    if isinstance(error, NetlinkError):
+        return f"the kernel refuses a link, an address or a route of the demo: {error.args[-1]}"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}"
+    facts = describe(error)
+    return f"internal error: {facts['error']} in {facts['place']}; QVPN_DEBUG=1 shows the details"
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ class Script:
             self._failed(step, f"{_short(error.cmd)} ended with code {error.returncode}: {' | '.join(said[-3:])}")
         except subprocess.TimeoutExpired as error:
             self._failed(step, f"{_short(error.cmd)} still ran after {error.timeout:g} s")
-        except (OSError, LookupError, ValueError) as error:
+        except Exception as error:  # whatever it is, the other steps and the table are worth seeing
             self._failed(step, f"{type(error).__name__}: {error}")
         step.seconds = time.monotonic() - start
         if ground and not step.held:

@@ -90,6 +90,7 @@ class Answers:
         for entry in self._entries:
             if entry.epoch is info:
                 entry.expire(now)
+                self._entries.remove(entry)  # over: its own time limit must not end it again
                 return True
         return False
 

@@ -49,7 +49,7 @@ class Attempt:
         self.deadline = now + timers.DEADLINE
         self.last_reply: float | None = None
         self.request: int | None = None
-        self.request_deadline = 0.0
+        self.asked_at = 0.0
         self._retries: list[float] = []
         self._answered_retry = False  # a RETRY made us send M1 since the last retransmission
         self._begin(now)
@@ -71,7 +71,7 @@ class Attempt:
         if self.state in (InitiatorState.WAIT_M2, InitiatorState.WAIT_M4):
             times.append(self._resend_at)
         if self.request is not None:
-            times.append(self.request_deadline)
+            times.append(self.asked_at + timers.SOURCE_CALL)
         if self.no_reply_at is not None:
             times.append(self.no_reply_at)
         return min(times)
@@ -85,7 +85,7 @@ class Attempt:
         if lost or (self.no_reply_at is not None and now >= self.no_reply_at):
             self.go_cold(now)
             return
-        if self.request is not None and now >= self.request_deadline:
+        if self.request is not None and now >= self.asked_at + timers.SOURCE_CALL:
             self.on_key(self.request, KeyFault.BROKEN, now)
         elif self.state in (InitiatorState.WAIT_M2, InitiatorState.WAIT_M4) and now >= self._resend_at:
             self._step(InitiatorEvent.RESEND)
@@ -220,7 +220,7 @@ class Attempt:
             self._no_key("more draws than the budget allows", now)
             return
         self.request = self.core.next_request()
-        self.request_deadline = now + timers.SOURCE_CALL
+        self.asked_at = now
         self.core.emit(NeedKey(self.request, Role.INITIATOR, None, self.peer_claim))
 
     def on_key(self, request: int, answer: KeyMaterial | KeyFault, now: float) -> None:
@@ -232,9 +232,11 @@ class Attempt:
                 self.core.alarm("rolled_back", "the peer has seen our key source further than its state says")
             if answer is KeyFault.UNAUTHORISED:
                 self.core.alarm("unauthorised", "our key source refuses us")
+            if answer is KeyFault.REPEATED:
+                self.core.alarm("key_repeated", "our key source gave a key that it had given before")
             self._no_key(f"our key source: {answer.value}", now)
             return
-        self.key_since = now
+        self.key_since = self.asked_at  # an alarm between question and answer counts against it
         self._use(answer, now)
 
     def _use(self, key: KeyMaterial, now: float) -> None:

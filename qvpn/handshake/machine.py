@@ -56,6 +56,7 @@ class PeerHandshake:
         self._backoff = timers.BACKOFF_FIRST
         self._liveness = Liveness(self._core, now)
         self._late: dict[int, float] = {}
+        """Draws that no attempt waits for any more, and when they were asked for."""
         self._epochs = self._failures = 0
         self._last_failure = ""
 
@@ -198,11 +199,11 @@ class PeerHandshake:
             return
         if self._answers.key(request, answer, now):
             return
-        late = self._late.pop(request, None) is not None
+        asked = self._late.pop(request, None)
         if not isinstance(answer, KeyMaterial):
             return
-        if late and not self._stopped:
-            self._core.keys.hold_drawn(answer, now)
+        if asked is not None and not self._stopped:
+            self._core.keys.hold_drawn(answer, asked)
         else:
             wipe(answer.material)
 
@@ -268,10 +269,10 @@ class PeerHandshake:
         self._answers.handle_timer(now)
         self._core.keys.expire(now)
         if self._attempt is not None and now >= self._attempt.next_timer():
-            request = self._attempt.request
+            request, asked = self._attempt.request, self._attempt.asked_at
             self._attempt.handle_timer(now)
             if request is not None and self._attempt.request != request:
-                self._late[request] = now
+                self._late[request] = asked
             self._after_attempt(now)
         if self._liveness.due(now):
             self._go_cold(now)
@@ -461,7 +462,7 @@ class PeerHandshake:
         if attempt is None:
             return
         if attempt.request is not None:
-            self._late[attempt.request] = now
+            self._late[attempt.request] = attempt.asked_at
         attempt.end(event, failure, why, now)
         self._after_attempt(now)
 
@@ -478,5 +479,5 @@ class PeerHandshake:
             self._schedule(now, cold=True)
         elif self._attempt.inner is not None:
             if self._attempt.request is not None:
-                self._late[self._attempt.request] = now
+                self._late[self._attempt.request] = self._attempt.asked_at
             self._attempt.go_cold(now)

@@ -20,6 +20,7 @@ class KeyFault(enum.Enum):
 
     UNAVAILABLE = "unavailable"  # it said "not now" and consumed nothing
     BROKEN = "broken"  # a timeout, a broken connection, a bad answer: the key may be gone
+    REPEATED = "repeated"  # it gave a key or a key_ID that it had given before
     UNKNOWN = "unknown"
     UNAUTHORISED = "unauthorised"
     ROLLED_BACK = "rolled_back"

@@ -39,6 +39,7 @@ REASONS = {
     KeyFault.UNAVAILABLE: Reason.UNAVAILABLE,
     KeyFault.BROKEN: Reason.INTERNAL,
     KeyFault.UNKNOWN: Reason.UNKNOWN_KEY,
+    KeyFault.REPEATED: Reason.REUSED,
     KeyFault.UNAUTHORISED: Reason.UNAUTHORISED,
     KeyFault.ROLLED_BACK: Reason.ROLLED_BACK,
 }
@@ -81,7 +82,7 @@ class Entry:
         """The preferred peer (we) has accepted its own M4: never send on this one."""
         self.epoch: EpochInfo | None = None
         self.request: int | None = None
-        self.request_deadline = 0.0
+        self.asked_at = 0.0
         self.attempt = 0
         self.source: Hashable | None = source_prefix(carrier.address.ip) if isinstance(carrier, Cold) else None
         self._bad = 0
@@ -99,11 +100,11 @@ class Entry:
         return self.state is ResponderState.GONE
 
     def next_timer(self) -> float:
-        return self.request_deadline if self.state is ResponderState.FETCH else self.expires
+        return self.asked_at + timers.SOURCE_CALL if self.state is ResponderState.FETCH else self.expires
 
     def handle_timer(self, now: float) -> None:
         if self.state is ResponderState.FETCH:
-            if self.request is not None and now >= self.request_deadline:
+            if self.request is not None and now >= self.asked_at + timers.SOURCE_CALL:
                 self.on_key(self.request, KeyFault.BROKEN, now)
         elif now >= self.expires:
             self.expire(now)
@@ -232,7 +233,7 @@ class Entry:
             self._use(held.key, held.since, now)
             return
         self.request = core.next_request()
-        self.request_deadline = now + timers.SOURCE_CALL
+        self.asked_at = now
         core.emit(NeedKey(self.request, Role.RESPONDER, name, claim))
 
     def on_key(self, request: int, answer: KeyMaterial | KeyFault, now: float) -> None:
@@ -244,10 +245,12 @@ class Entry:
                 self.core.alarm("rolled_back", "the peer has seen our key source further than its state says")
             elif answer is KeyFault.UNAUTHORISED:
                 self.core.alarm("unauthorised", "our key source refuses us the peer's key")
+            elif answer is KeyFault.REPEATED:
+                self.core.alarm("key_repeated", "our key source gave a key that it had given before")
             self._no_key(REASONS[answer], now)
             return
-        self.core.keys.hold_fetched(answer, now)
-        self._use(answer, now, now)
+        self.core.keys.hold_fetched(answer, self.asked_at)
+        self._use(answer, self.asked_at, now)
 
     def _use(self, key: KeyMaterial, since: float, now: float) -> None:
         core = self.core

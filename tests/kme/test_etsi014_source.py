@@ -10,7 +10,7 @@ import pytest
 
 from keysource import tls
 from keysource.base import Hop, KeySource, Origin, SaePair, SourceContext
-from keysource.errors import BadAnswer, BadSettings, Unavailable
+from keysource.errors import BadAnswer, BadSettings, RepeatedKey, Unavailable
 from keysource.etsi014.messages import DeliveredKey, StatusAnswer
 from keysource.etsi014.source import Etsi014Source
 from keysource.kme.pki import Authority
@@ -132,7 +132,7 @@ async def test_the_same_bytes_or_key_id_again_are_refused():
     kme = source(delivered(material, key_id), repeated_bytes, repeated_id, delivered())
     await kme.get_key("sae-b")
     for again in (repeated_bytes, repeated_id):
-        with pytest.raises(BadAnswer, match="before"):
+        with pytest.raises(RepeatedKey, match="before"):
             await kme.get_key("sae-b")
         assert not any(again.material)
     assert await kme.get_key("sae-b")

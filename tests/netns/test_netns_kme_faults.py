@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 
 import pytest
 
@@ -105,6 +106,10 @@ def settle(pair: dict[str, Daemon], wanted: set[str], fault: str) -> None:
             wait_for(what, lambda d=daemon: epochs(d) > begun[d.site], within=30)
         if len(wanted) == 1:
             daemon.wait_state(*wanted, within=30)
+    if len(wanted) > 1:
+        time.sleep(HARD_END)  # whatever they rest on now began under the fault
+        states = {daemon.site: daemon.state() for daemon in pair.values()}
+        assert set(states.values()) <= wanted, (fault, states)
 
 
 def epochs(daemon: Daemon) -> int:

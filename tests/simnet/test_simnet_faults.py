@@ -8,6 +8,7 @@ import random
 
 import pytest
 
+from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.keys import EpochState
 from qvpn.wire.messages import Mode
 from tests.simnet.world import World
@@ -22,6 +23,7 @@ TABLE = {
     "empty": (BLOCKED, PQC, None),
     "silent": (BLOCKED, PQC, None),
     "unauthorised": (BLOCKED, PQC, "unauthorised"),
+    "repeat-refused": (BLOCKED, PQC, "key_repeated"),
     "wrong-length": (BLOCKED, PQC, None),
     "wrong-key": (BLOCKED, PQC, "key_mismatch"),
     "wrong-origin": (BLOCKED, PQC, "origin"),
@@ -196,6 +198,23 @@ def test_a_key_that_met_no_m4_serves_in_the_next_attempt() -> None:
     assert (sum(world.keys.drawn.values()), sum(world.keys.fetched.values())) == (1, 1)
 
 
+@pytest.mark.parametrize("alarm", [False, True])
+def test_a_draw_from_before_an_alarm_that_comes_late_is_not_offered_after_it(alarm: bool) -> None:
+    world = World(32, mode=Mode.REQUIRE_QKD, b={"has_endpoint": False})
+    world.keys.fault["a"] = "slow"  # 5 s, and the machine waits for 2
+    world.begin()
+    assert world.run(1, lambda: world.a.log.needs == 1)
+    world.keys.fault["a"] = "503"
+    world.run(3)
+    assert world.a.log.failed, "the attempt still waits for it"
+    if alarm:
+        world.a.machine.distrust_held_keys(world.now)
+    world.run(4)
+    assert world.a.log.needs == 1
+    held = world.a.machine._core.keys.take_drawn(world.now)
+    assert (held is None) == alarm
+
+
 def test_draws_are_limited_by_the_bucket() -> None:
     """A peer that never confirms a key makes us draw no faster than burst 3 and one per half rekey."""
     world = World(27, rekey=60.0, mode=Mode.REQUIRE_QKD)
@@ -204,6 +223,18 @@ def test_draws_are_limited_by_the_bucket() -> None:
     world.run(300)
     for site in ("a", "b"):
         assert world.keys.drawn[site] <= 3 + 300 / 30 + 1, world.keys.drawn
+
+
+def test_an_answer_that_ends_at_the_hard_end_ends_once() -> None:
+    """No record ever comes, so the epoch at R is over before its 40 s: that is no dropped message."""
+    world = World(33, rekey=1.0, b={"has_endpoint": False})
+    world.network.filter = lambda source, destination, datagram: datagram[0] == 0x10
+    world.begin()
+    assert world.run(5, lambda: bool(world.b.installed))
+    first = next(iter(world.b.installed))
+    world.run(6)
+    assert first not in world.b.machine._core.epochs
+    assert world.b.drops[DropReason.HANDSHAKE_STATE] == 0
 
 
 # degraded operation

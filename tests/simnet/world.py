@@ -106,6 +106,8 @@ class KeyManagers:
             return 0.0, None
         if fault == "unauthorised":
             return self.latency, KeyFault.UNAUTHORISED
+        if fault == "repeat-refused":  # the source noticed by itself that it was given a key again
+            return self.latency, KeyFault.REPEATED
         if fault == "rolled-back":
             return self.latency, KeyFault.ROLLED_BACK
         return None

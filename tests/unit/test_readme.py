@@ -10,6 +10,9 @@ from keysource.device.hardware import HardwareSettings
 from keysource.etsi004.settings import Etsi004Settings
 from keysource.etsi014.settings import Etsi014Settings
 from keysource.file.source import FileSettings
+from keysource.kme import cli as kme_cli
+from keysource.network import cli as network_cli
+from keysource.qkd import cli as qkd_cli
 from keysource.several.members import SeveralSettings
 from keysource.simulated.source import SimulatedSettings
 from keysource.skip.source import SkipSettings
@@ -69,6 +72,19 @@ def test_the_example_in_the_readme_is_the_one_that_the_suite_runs():
     assert len(example.splitlines()) <= 50
 
 
-@pytest.mark.parametrize("command", sorted(typer.main.get_command(app).commands))
+def commands(program, application):
+    found = typer.main.get_command(application).commands
+    return [f"{program} {name}" for name, command in sorted(found.items()) if not command.hidden]
+
+
+ALL_COMMANDS = [
+    *commands("qvpn", app),
+    *commands("qvpn-kme", kme_cli.app),
+    *commands("network", network_cli.app),
+    *commands("qvpn-qkd", qkd_cli.app),
+]
+
+
+@pytest.mark.parametrize("command", ALL_COMMANDS)
 def test_every_command_is_mentioned(command):
-    assert re.search(rf"qvpn {command}\b", README)
+    assert re.search(rf"\b{command}(?![\w-])", README)

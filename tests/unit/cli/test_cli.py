@@ -217,6 +217,10 @@ def test_init_with_the_simulated_link(
             ["--left-net", "10.0.0.1/8"],
             "qvpn: --left-net: '10.0.0.1/8' has bits behind its prefix; did you mean \"10.0.0.0/8\"?\n",
         ),
+        (
+            ["--right", "bob@10.90.0.7:51840"],
+            "qvpn: --right: 10.90.0.7 lies in 10.90.0.0/24, which is the inside of the tunnel\n",
+        ),
         (["--rekey", "500ms"], 'qvpn: --rekey 500ms: it is outside "1s" to "1h"\n'),
         (["--right", "alice@192.0.2.9:1"], "qvpn: the two sites need different names\n"),
         (["--right", "bob"], "qvpn: --right bob: write NAME@HOST:PORT\n"),
@@ -466,6 +470,16 @@ def test_a_closed_pipe_is_no_traceback(sites: Path) -> None:
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("command", ["genkey", "check"])
+def test_a_full_disk_is_one_sentence(sites: Path, command: str) -> None:
+    arguments = [command] if command == "genkey" else [command, sites / "alice/qvpn.toml"]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "qvpn", *arguments], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, b"qvpn: No space left on device\n")
 
 
 def test_status_text_of_a_site(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import os
 import re
@@ -135,8 +136,31 @@ def test_a_secret_that_others_have_rights_to_is_refused(tmp_path: Path, mode: in
 def test_a_secret_of_another_user_is_refused(tmp_path: Path) -> None:
     path = secret(tmp_path / "k")
     os.chown(path, 65534, 65534)
-    with pytest.raises(PrivilegedError, match="belongs to user 65534, not to user 0"):
+    with pytest.raises(PrivilegedError, match="belongs to user 65534, not to user 0.*run: chown 0 "):
         privileged.read_secret(path)
+
+
+@root_only
+def test_a_state_folder_of_another_user_is_refused_with_what_helps(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    os.chown(state, 65534, 65534)
+    with pytest.raises(PrivilegedError, match="belongs to user 65534, not to user 0.*run: chown -R 0 "):
+        privileged.StateFolder(state)
+
+
+def test_a_file_that_could_not_be_written_whole_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(PrivilegedError, match="no space left on device"):
+            privileged.write_secret(tmp_path / "k", b"1")
+    assert not (tmp_path / "k").exists()
+    privileged.write_secret(tmp_path / "k", b"2")
 
 
 def test_links_folders_pipes_and_giants_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import structlog
@@ -15,6 +16,7 @@ from keysource.errors import (
     Exhausted,
     KeySourceError,
     NotOwner,
+    RepeatedKey,
     RolledBack,
     Unauthorized,
     Unavailable,
@@ -23,6 +25,7 @@ from keysource.errors import (
 from qvpn.control.keyfeed import KeyFeed
 from qvpn.handshake.events import NeedKey, Role
 from qvpn.handshake.parameters import KeyFault, KeyMaterial
+from qvpn.status import key_id_hash
 from qvpn.wire.messages import KeyName, WireOrigin
 
 ID = "0b0c1a52-55dc-8d6e-9b1e-1d5b1d2f3a4c"
@@ -129,6 +132,7 @@ async def test_every_origin_has_its_number(origin: Origin) -> None:
         (Unauthorized("401"), KeyFault.UNAUTHORISED),
         (RolledBack("backup"), KeyFault.ROLLED_BACK),
         (BadAnswer("not JSON"), KeyFault.BROKEN),
+        (RepeatedKey("again"), KeyFault.REPEATED),
         (BadSettings("odd"), KeyFault.BROKEN),
         (KeySourceError("else"), KeyFault.BROKEN),
         (ZeroDivisionError("a third party's mistake"), KeyFault.BROKEN),
@@ -159,6 +163,32 @@ async def test_an_error_becomes_the_fault_that_the_protocol_knows(error: Excepti
 async def test_an_unusable_key_is_refused_and_wiped(bad: Key) -> None:
     assert await ask(Source(gives(bad)), FETCH) == (8, KeyFault.BROKEN)
     assert not any(bad.material)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None,
+        b"k" * 32,
+        Key(ID, b"k" * 32, Origin.QKD),  # type: ignore[arg-type]
+        Key(7, bytearray(b"k" * 32), Origin.QKD),  # type: ignore[arg-type]
+        Key(ID, bytearray(b"k" * 32), "qkd"),  # type: ignore[arg-type]
+        Key(ID, bytearray(b"k" * 32), Origin.QKD, None),  # type: ignore[arg-type]
+    ],
+    ids=["none", "bytes", "bytes inside", "number", "origin", "hops"],
+)
+async def test_what_is_no_key_is_answered_all_the_same(odd: Any) -> None:
+    """The machine overwrites the bytes of a key: what cannot be overwritten never gets there."""
+    assert await ask(Source(gives(odd)), FETCH) == (8, KeyFault.BROKEN)
+    assert not isinstance(odd, Key) or not isinstance(odd.material, bytearray) or not any(odd.material)
+
+
+async def test_a_source_that_is_not_even_asynchronous_is_answered() -> None:
+    class Plain(Source):
+        def get_key(self, peer_sae: str) -> Any:  # type: ignore[override]
+            raise IndexError
+
+    assert await ask(Plain(gives(key())), DRAW) == (7, KeyFault.BROKEN)
 
 
 async def test_a_source_that_hangs_is_given_up_and_its_late_key_wiped() -> None:
@@ -262,18 +292,28 @@ async def test_a_late_draw_is_wiped_when_the_feed_closes() -> None:
     assert late.delivered == []
 
 
-async def test_a_space_in_a_key_id_is_named_as_the_reason() -> None:
-    reasons: list[object] = []
+async def reasons(source: Source, need: NeedKey) -> list[str]:
+    """What the log says of one call."""
+    said: list[str] = []
 
     def catch(_logger: object, _method: str, event: structlog.typing.EventDict) -> str:
-        reasons.append(event["reason"])
+        said.append(event["reason"])
         raise structlog.DropEvent
 
-    log = structlog.wrap_logger(None, processors=[catch])
-    feed = KeyFeed("kme", Source(gives(key(key_id="a space"))), "sae-bob", lambda *it: None, log)
-    feed.ask(DRAW)
+    feed = KeyFeed("kme", source, "sae-bob", lambda *it: None, structlog.wrap_logger(None, processors=[catch]))
+    feed.ask(need)
     await asyncio.wait(feed._calls)
-    assert reasons == [
+    return said
+
+
+async def test_the_log_has_no_key_id_that_a_key_manager_repeats() -> None:
+    refusal = UnknownKeyID(f"https://kme: dec_keys answered 400: no key {ID.upper()} for you")
+    said = f"https://kme: dec_keys answered 400: no key (key_ID with hash {key_id_hash(ID)}) for you"
+    assert await reasons(Source(gives(refusal)), FETCH) == [said]
+
+
+async def test_a_space_in_a_key_id_is_named_as_the_reason() -> None:
+    assert await reasons(Source(gives(key(key_id="a space"))), DRAW) == [
         "kme: the key source gave a key_ID that is not 1 to 64 ASCII characters between 0x21 and 0x7E (no space)"
     ]
 
@@ -303,6 +343,11 @@ async def test_status_is_bounded_and_never_raises() -> None:
     assert (await feed(Source(gives(key()))).poll()).ready
     assert (await feed(Source(hang)).poll()).reason == "kme: no status within 0.01 s"
     assert (await feed(Source(gives(Unavailable("down")))).poll()).reason == "down"
+    class Mute(Source):
+        async def status(self, peer_sae: str) -> Any:
+            return None
+
+    assert (await feed(Mute(gives(key()))).poll()).reason == "kme: the key source's status is none"
     broken = await feed(Source(gives(ValueError("a secret")))).poll()
     assert (broken.ready, broken.reason) == (False, "kme: the key source broke (ValueError)")
     assert feed(Source(gives(key()))).claim() is None

@@ -78,6 +78,7 @@ def test_a_script_without_steps_has_not_held() -> None:
         ),
         (subprocess.TimeoutExpired(["/x/qvpn", "status"], 3), "qvpn status still ran after 3 s"),
         (KeyError("peers"), "KeyError: 'peers'"),
+        (AssertionError("never"), "AssertionError: never"),
         (FileNotFoundError("x"), "FileNotFoundError: x"),
     ],
 )

@@ -189,7 +189,7 @@ async def test_restart_goes_on_and_old_ids_stay_used(pair: tuple[FileSource, Fil
     await b2.start()
     assert (await a2.get_key("x")).key_id not in used
     for key_id in (used[0], used[2]):
-        with pytest.raises(UnknownKeyID):
+        with pytest.raises(UnknownKeyID, match=r"keys: key [04] of end a was used before$"):
             await b2.get_key_with_id("x", key_id)
     assert (await b2.get_key_with_id("x", used[1])).key_id == used[1]
     a2.check_claim(b2.claim())
