@@ -136,7 +136,7 @@ def test_a_secret_that_others_have_rights_to_is_refused(tmp_path: Path, mode: in
 def test_a_secret_of_another_user_is_refused(tmp_path: Path) -> None:
     path = secret(tmp_path / "k")
     os.chown(path, 65534, 65534)
-    with pytest.raises(PrivilegedError, match="belongs to user 65534, not to user 0.*run: chown 0 "):
+    with pytest.raises(PrivilegedError, match=r"belongs to user 65534, not to user 0.*run: chown 0 "):
         privileged.read_secret(path)
 
 
@@ -145,7 +145,7 @@ def test_a_state_folder_of_another_user_is_refused_with_what_helps(tmp_path: Pat
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     os.chown(state, 65534, 65534)
-    with pytest.raises(PrivilegedError, match="belongs to user 65534, not to user 0.*run: chown -R 0 "):
+    with pytest.raises(PrivilegedError, match=r"belongs to user 65534, not to user 0.*run: chown -R 0 "):
         privileged.StateFolder(state)
 
 

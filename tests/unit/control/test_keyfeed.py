@@ -343,6 +343,7 @@ async def test_status_is_bounded_and_never_raises() -> None:
     assert (await feed(Source(gives(key()))).poll()).ready
     assert (await feed(Source(hang)).poll()).reason == "kme: no status within 0.01 s"
     assert (await feed(Source(gives(Unavailable("down")))).poll()).reason == "down"
+
     class Mute(Source):
         async def status(self, peer_sae: str) -> Any:
             return None
