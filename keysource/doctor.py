@@ -118,7 +118,9 @@ async def _connection(url: str, settings: Mapping[str, object], context: SourceC
 
 def _tls(settings: Mapping[str, object], context: SourceContext) -> ssl.SSLContext:
     ca, certificate = (context.read_file(context.path(str(settings.get(key)))) for key in ("ca", "certificate"))
-    return tls.client_context(ca, certificate, context.read_secret(context.path(str(settings.get("private_key")))))
+    made = tls.client_context(ca, certificate, context.read_secret(context.path(str(settings.get("private_key")))))
+    name = settings.get("kme")
+    return tls.must_name(made, name) if isinstance(name, str) else made
 
 
 def _negotiated(where: str, seconds: float, connection: ssl.SSLObject) -> Finding:
