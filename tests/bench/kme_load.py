@@ -251,8 +251,8 @@ def surroundings(found: dict[str, dict[str, list[Round]]], calls: int) -> str:
         f" {platform.python_version()}, {ssl.OPENSSL_VERSION}, SQLite {sqlite3.sqlite_version}: {rounds} interleaved"
         f" rounds of {calls} calls, {CLIENTS} clients on kept-alive mutual TLS. Medians; rates and processor time"
         " also as ratios to the plain server in the same round, in brackets the least and the most of them. Our KMEs"
-        " are pairs: both halves are counted, with two disks, a commit at each before a key is issued, and an audit log;"
-        " the plain server is one process that keeps its keys in memory."
+        " are pairs: both halves are counted, with two disks, a commit at each before a key is issued, and an audit"
+        " log; the plain server is one process that keeps its keys in memory."
     )
 
 
