@@ -42,23 +42,15 @@ class Verdict:
 
 
 def conforms(verdicts: Sequence[Verdict]) -> bool:
-    """Is nothing against the standard?"""
-    return not any(verdict.outcome is Outcome.FAIL for verdict in verdicts)
+    """Was something seen, and nothing of it against the standard?"""
+    outcomes = {verdict.outcome for verdict in verdicts}
+    return bool(outcomes - {Outcome.SKIP}) and Outcome.FAIL not in outcomes
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
     counts = Counter(verdict.outcome for verdict in verdicts)
     told = ", ".join(f"{counts[outcome]} {outcome.value}" for outcome in Outcome)
     return f"{'conforms' if conforms(verdicts) else 'does not conform'} to {STANDARD}: {told}"
-
-
-def as_text(verdicts: Sequence[Verdict]) -> str:
-    """A line for each, and the sum."""
-    lines = [
-        f"{verdict.outcome.value.upper():4}  {verdict.clause:12}  {verdict.name}: {verdict.found}"
-        for verdict in verdicts
-    ]
-    return "\n".join([*lines, summary(verdicts)])
 
 
 def as_json(subject: str, verdicts: Sequence[Verdict]) -> str:
