@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from keysource.base import KEY_BYTES
+from keysource.kme import crashpoints
 from keysource.kme.pki import write_new
 from keysource.kme.records import StoreError
 
@@ -77,7 +78,8 @@ class Slots:
             for slot, epoch, _secret in list(self._read()):
                 if epoch < below and epoch not in keep:
                     self._write(slot, os.urandom(_SLOT))
-                    self._write(slot, bytes(_SLOT))
+                    crashpoints.at("epoch.half-destroyed")
+                    self._write(slot, b"")
 
     def _read(self) -> Iterator[tuple[int, int, bytes]]:
         """Slot, epoch and secret; a slot that was torn by a crash has none."""

@@ -63,13 +63,13 @@ _SHORT_WITH_POSTGRES = {
     "multicast.taken",
     "deposit.in-transaction",
     "epoch.in-rewrap",
+    "epoch.half-destroyed",
 }
 
 
 def points_with_postgres(*exchanges: str) -> list[str]:
-    """The same where the keys are in a database; what concerns files only is left out."""
-    wanted = [point for point in points(*exchanges) if point != "epoch.half-destroyed"]
-    return [point for point in wanted if LONG or point in _SHORT_WITH_POSTGRES]
+    """The same where the keys are in a database."""
+    return [point for point in points(*exchanges) if LONG or point in _SHORT_WITH_POSTGRES]
 
 
 @contextlib.asynccontextmanager

@@ -143,7 +143,7 @@ ca = "pki/ca.crt"
         write_new(home / "site.key", secrets.token_bytes(32), 0o600)
         write_new(home / "password", DATABASE_PASSWORD.encode(), 0o600)
         table = f'[store]\nkind = "postgresql"\nconninfo = "{self._databases[site]}"\npassword = "password"'
-        return f'site_key = "site.key"\n{table}\nconnections = 3\n'
+        return f'site_key = "site.key"\nepoch_keys = "slots"\n{table}\nconnections = 3\n'
 
     async def start(self, keys: int) -> None:
         for site, others in LINKS.items():

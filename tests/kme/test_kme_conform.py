@@ -20,6 +20,7 @@ from keysource.kme.conform.kit import Kit, every_check, examine
 from keysource.kme.conform.report import Outcome, as_json, as_markdown, conforms
 from keysource.kme.pki import Authority
 from tests.kme.conftest import ROOT
+from tests.ports import free_port
 
 ME, OTHER = "sae-alice", "sae-bob"
 
@@ -284,3 +285,46 @@ async def test_a_kme_that_is_not_there_fails_with_a_sentence():
     found = await verdicts_of(kit)
     assert [v.outcome for v in found] == [Outcome.FAIL] + [Outcome.SKIP] * (len(found) - 1)
     assert "refused" in found[0].found
+
+
+async def test_a_server_of_an_afternoon_is_seen_through(tmp_path):
+    """The yardstick of the load measurement: FastAPI's errors, keys for whoever asks, a status of four fields."""
+    pytest.importorskip("uvicorn")
+    authority = Authority("afternoon CA")
+    authority.kme("kme-plain", ["127.0.0.1"]).write(tmp_path, "kme")
+    (tmp_path / "ca.crt").write_bytes(authority.certificate)
+    port = free_port()
+    files = [tmp_path / name for name in ("ca.crt", "kme.crt", "kme.key")]
+    command = [sys.executable, ROOT / "tests/bench/plain_014_server.py", str(port), *files]
+    server = await asyncio.create_subprocess_exec(*map(os.fspath, command), cwd=ROOT)
+    try:
+        await until_it_listens(port, server)
+        url = f"https://127.0.0.1:{port}"
+        found = {v.name: v.outcome for v in await verdicts_of(a_kit(authority, url, url))}
+    finally:
+        server.terminate()
+        await server.wait()
+    failed = {name for name, outcome in found.items() if outcome is Outcome.FAIL}
+    assert failed >= {
+        "status-has-every-field",
+        "status-names-both-saes",
+        "get-gives-one-key",
+        "an-odd-size-is-refused",
+        "an-unknown-mandatory-extension-is-refused",
+        "a-bystander-gets-nothing",
+    }
+    right = {"tls-is-12-or-newer", "without-a-certificate-there-is-nothing", "the-slave-gets-the-same-keys"}
+    assert {found[name] for name in right | {"a-key-is-fetched-once"}} == {Outcome.PASS}
+
+
+async def until_it_listens(port, server):
+    for _ in range(600):
+        try:
+            _reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            assert server.returncode is None, "the server ended"
+            await asyncio.sleep(0.05)
+            continue
+        writer.close()
+        return
+    raise AssertionError("it does not listen")
