@@ -9,7 +9,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -65,9 +65,12 @@ class Answer:
 
 @dataclass(slots=True)
 class Notebook:
-    """All answers of an examination; keys are not kept."""
+    """All answers of an examination, without what may have keys in it."""
 
     answers: list[Answer] = field(default_factory=list)
+
+    def note(self, answer: Answer) -> None:
+        self.answers.append(replace(answer, body=b"") if answer.status == 200 else answer)
 
 
 class Caller:
@@ -121,7 +124,7 @@ class Caller:
             raise NoAnswer(f"{method} {call}: {error}") from None
         except (aiohttp.ClientError, ssl.SSLError, OSError) as error:
             raise NoAnswer(f"{method} {call}: {no_answer(error, _WHO)}") from None
-        self._notebook.answers.append(answer)
+        self._notebook.note(answer)
         return answer
 
     async def patiently(self, method: str, other: str, call: str, **how: Any) -> Answer:

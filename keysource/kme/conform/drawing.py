@@ -87,7 +87,8 @@ async def an_odd_size_is_refused(kit: Kit) -> str:
     if answer.status == 200:
         kit.note(keys_of(answer, kit.key_size + 1))
         return f"a key of {kit.key_size + 1} bits"
-    if 0 < (high := int(kit.status.get("max_key_size", 0))) < kit.key_size + 1:
+    high = kit.status.get("max_key_size")
+    if isinstance(high, int) and high < kit.key_size + 1:
         return refused(answer) + f" (max_key_size is {high})"
     return refused(answer, messages.SIZE_NOT_MULTIPLE)
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,7 @@ def prepare(folder: Path, saes: tuple[str, str], host: str) -> None:
     authority = Authority("test CA of a strict KME", days=90)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        authority.kme(KME_ID, [host, "localhost", "127.0.0.1"]).write(folder, KME_ID)
+        authority.kme(KME_ID, [host, socket.gethostname(), "localhost", "127.0.0.1"]).write(folder, KME_ID)
         for sae in saes:
             authority.sae(sae).write(folder, sae)
         write_new(folder / "ca.crt", authority.certificate, 0o644)
