@@ -54,7 +54,8 @@ class _Pupil:
 
     enc: Iterator[str]
     dec: Iterator[str]
-    not_before: float = float("-inf")
+    not_before: dict[str, float] = field(default_factory=dict)
+    """By method: when it may come again."""
     lost: set[str] = field(default_factory=set)
     """key_IDs of an answer that it never got."""
     had: set[str] = field(default_factory=set)
@@ -111,14 +112,12 @@ class StrictKme:
         self._book.kept(sae, "path")
         return answer
 
-    def _look_at_patience(self, sae: str) -> None:
-        pupil = self._pupils[sae]
-        early = pupil.not_before - self._now()
-        if pupil.not_before == float("-inf"):
-            return
-        said = f"again {early:.2f} s too early" if early > (1 - _EARLY) * _RETRY_AFTER else ""
-        self._book.look(sae, "patience", said)
-        pupil.not_before = float("-inf")
+    def _look_at_patience(self, sae: str, method: str) -> None:
+        until = self._pupils[sae].not_before.pop(method, None)
+        if until is not None:
+            early = until - self._now()
+            said = f"{method} again {early:.2f} s too early" if early > (1 - _EARLY) * _RETRY_AFTER else ""
+            self._book.look(sae, "patience", said)
 
     def _other(self, request: web.Request, sae: str) -> str:
         """The SAE of the path; must be the other one of the two."""
@@ -152,7 +151,7 @@ class StrictKme:
 
     async def _enc_keys(self, request: web.Request) -> web.StreamResponse:
         sae = _sae(request)
-        self._look_at_patience(sae)
+        self._look_at_patience(sae, "enc_keys")
         other = self._other(request, sae)
         asked = self._get_request(request, sae) if request.method == "GET" else await self._post_request(request, sae)
         size = KEY_SIZE if asked.size is None else asked.size
@@ -181,7 +180,7 @@ class StrictKme:
 
     async def _dec_keys(self, request: web.Request) -> web.StreamResponse:
         sae = _sae(request)
-        self._look_at_patience(sae)
+        self._look_at_patience(sae, "dec_keys")
         master = self._other(request, sae)
         key_ids = self._get_ids(request, sae) if request.method == "GET" else await self._post_ids(request, sae)
         self._look_at_ids(sae, master, key_ids)
@@ -206,7 +205,7 @@ class StrictKme:
     def _before_anything(self, request: web.Request, sae: str, lesson: str) -> web.Response | None:
         """Answers that consume nothing."""
         if lesson == "503":
-            self._pupils[sae].not_before = self._now() + _RETRY_AFTER
+            self._pupils[sae].not_before[request.path.rpartition("/")[2]] = self._now() + _RETRY_AFTER
             answer = _error(503, "no key now")
             answer.headers["Retry-After"] = str(_RETRY_AFTER)
             return answer
