@@ -382,9 +382,10 @@ class SaeApi:
             raise Refused(400, f"number: 1 to {limits.max_key_per_request} keys may be asked for")
 
     def _key_ids_of_get(self, request: web.Request) -> list[str]:
-        if list(request.query) != ["key_ID"]:
+        given = request.query.getall("key_ID", [])
+        if len(given) != 1 or set(request.query) != {"key_ID"}:
             raise Refused(400, "a GET carries exactly one key_ID; all else needs a POST")
-        return [_uuid(request.query["key_ID"])]
+        return [_uuid(given[0])]
 
     async def _key_ids(self, request: web.Request) -> list[str]:
         try:

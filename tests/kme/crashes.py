@@ -2,7 +2,7 @@
 
 A book keeps every key that anybody was given, over all of a file: never a key to two masters, never twice to one
 slave, never two keys under one ID or one under two.  What a crash costs is counted, and is at most what the exchange
-under way had reserved.  Epochs turn every second meanwhile.  The points are spread over several files, since a file is
+under way had reserved.  Epochs turn every second meanwhile.  The points are spread over several files, as a file is
 what one worker of the test run takes at a time.
 """
 

@@ -183,7 +183,7 @@ async def test_what_it_does_after_a_503(school):
     strict = await school(lessons=True)
     for early, broken in ((0.2, {"patience"}), (1.0, {"patience"})):
         for _ in range(len(ENC_LESSONS)):
-            status, answer = await strict.draw()
+            status, _answer = await strict.draw()
             if status == 503:
                 strict.time += early
             else:

@@ -178,7 +178,7 @@ async def test_an_expired_certificate_needs_a_file_and_says_so(lab):
     file = lab.folder / "alice" / "pki" / "kme-alice.expired.crt"
     content = file.read_bytes()
     file.unlink()
-    with pytest.raises(ControlError, match="expired.crt: a certificate of the same private key"):
+    with pytest.raises(ControlError, match=r"expired\.crt: a certificate of the same private key"):
         lab.fault("alice", "expired-certificate")
     assert lab.status("alice")["fault"] == "none"
     file.write_bytes(content)

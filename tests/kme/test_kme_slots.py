@@ -126,16 +126,18 @@ def test_a_process_without_the_file_says_so_and_an_older_database_takes_one_up(p
     with contextlib.closing(PostgresStore(Process(server), "kme", max_keys=9, site_key=SITE_KEY, now=1.0)) as plain:
         row = plain.bind_link(LinkRow("other", "link", End.A, Owner.A, Origin.QKD, 0))
         plain.add_block(row, 0, bytearray(range(64)))
-    with contextlib.closing(Slots(tmp_path / "slots")) as slots:
-        with contextlib.closing(
+    with (
+        contextlib.closing(Slots(tmp_path / "slots")) as slots,
+        contextlib.closing(
             PostgresStore(Process(server, slots=slots), "kme", max_keys=9, site_key=SITE_KEY, now=2.0)
-        ) as store:
-            assert store.epoch[0] == 1  # begun before there was a file
-            store.begin_epoch(2.0)
-            while store.rewrap():
-                pass
-            assert slots.secret(2) is not None
-            [one, _two] = store.free_own("other", 2)
-            assert bytes(store.issue("other", [[one.key_id]], 256)[0].material) == bytes(range(32))
+        ) as store,
+    ):
+        assert store.epoch[0] == 1  # begun before there was a file
+        store.begin_epoch(2.0)
+        while store.rewrap():
+            pass
+        assert slots.secret(2) is not None
+        [one, _two] = store.free_own("other", 2)
+        assert bytes(store.issue("other", [[one.key_id]], 256)[0].material) == bytes(range(32))
     with pytest.raises(StoreError, match="another file of epoch_keys"):
         PostgresStore(Process(server), "kme", max_keys=9, site_key=SITE_KEY)

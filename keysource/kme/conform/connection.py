@@ -97,9 +97,7 @@ async def the_certificate_names_the_kme(kit: Kit) -> str:
         made = await _shake(kit.master.url, kit.master.context)
     except (OSError, TimeoutError):
         raise Skipped("no connection") from None
-    shown = made.getpeercert() or {}
-    names = {value for part in shown.get("subject", ()) for name, value in part if name == "commonName"}
-    names |= {value for _kind, value in shown.get("subjectAltName", ())}
+    names = tls.names_of(made)
     answer = await kit.master.call("GET", kit.slave.sae, "status")
     said = answer.object().get("source_KME_ID") if answer.status == 200 else None
     if not isinstance(said, str):

@@ -77,8 +77,9 @@ async def status_is_consistent(kit: Kit) -> str:
 
 @check("5.2", "Asking for the status takes no key.")
 async def status_takes_nothing(kit: Kit) -> str:
-    counts = [(await _status(kit)).object().get("stored_key_count") for _ in range(4)]
-    if not all(isinstance(count, int) for count in counts):
+    told = [(await _status(kit)).object().get("stored_key_count") for _ in range(4)]
+    counts = [count for count in told if isinstance(count, int)]
+    if len(counts) < len(told):
         raise Failed("stored_key_count is no number")
     if counts == sorted(counts, reverse=True) and len(set(counts)) == len(counts):
         raise Failed(f"each status costs a key: {counts}")

@@ -228,16 +228,17 @@ class StrictKme:
         return KeyRequest(**values)
 
     def _get_ids(self, request: web.Request, sae: str) -> list[str]:
-        if list(request.query) != ["key_ID"]:
+        given = request.query.getall("key_ID", [])
+        if len(given) != 1 or set(request.query) != {"key_ID"}:
             self._book.broken(sae, "get", f"dec_keys by GET with {plain(request.query_string, 60)!r}")
             raise Refusal("a GET carries exactly one key_ID")
         self._book.kept(sae, "get")
-        return [self._uuid(sae, request.query["key_ID"])]
+        return [self._uuid(sae, given[0])]
 
     async def _post_request(self, request: web.Request, sae: str) -> KeyRequest:
         fields = await self._object(request, sae)
         self._look_at_fields(sae, fields, _REQUEST_FIELDS)
-        asked = self._checked(sae, json.dumps(fields).encode(), messages.request_untrusted)
+        asked: KeyRequest = self._checked(sae, json.dumps(fields).encode(), messages.request_untrusted)
         for extension in (*asked.extension_mandatory, *asked.extension_optional):
             for name in extension:
                 said = "" if "_" in name[1:] else f"an extension parameter {plain(name, 40)!r} without prefix"

@@ -56,8 +56,8 @@ async def serve(
 ) -> None:
     """Until SIGINT, SIGTERM or so many seconds are over; ``ready`` is told the URL.  Raises :class:`ServeError`."""
     try:
-        files = [(folder / name).read_bytes() for name in ("ca.crt", f"{KME_ID}.crt")]
-        context = tls.server_context(*files, read_secret(folder / f"{KME_ID}.key"))
+        ca, own = ((folder / name).read_bytes() for name in ("ca.crt", f"{KME_ID}.crt"))
+        context = tls.server_context(ca, own, read_secret(folder / f"{KME_ID}.key"))
     except OSError as error:
         raise ServeError(f"{error.filename}: {error.strerror}") from None
     except ValueError as error:
