@@ -38,6 +38,10 @@ class Several(Side):
 
     turn: Iterator[str] = field(default_factory=lambda: iter(()))
 
+    async def status(self) -> int:
+        self.master = next(self.turn)
+        return await super().status()
+
     async def draw_and_fetch(self, number: int) -> int:
         self.master = next(self.turn)
         return await super().draw_and_fetch(number)
