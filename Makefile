@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo bench bench-readme test test-long lint venv clean
+.PHONY: demo bench bench-readme bench-kme test test-long lint venv clean
 
 $(VENV)/.runtime: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qvpn needs Python >= 3.11: set PYTHON=")'
@@ -37,6 +37,10 @@ bench: $(VENV)/.runtime
 # The table of the last run into the README.
 bench-readme: $(VENV)/.runtime
 	@$(BIN)/python -m qvpn.bench.readme $(OUT)/results.json README.md
+
+# The KME under load, on SQLite and PostgreSQL, beside a plain server in the same rounds: three to four minutes.
+bench-kme: $(VENV)/.dev
+	@$(BIN)/python -m tests.bench.kme_load_postgres 5 60 --seconds 120 --out $(OUT)/kme.md
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

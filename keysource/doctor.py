@@ -1,7 +1,7 @@
 """What is wrong with a key source, and what to do: looks at it from outside, consumes no key.
 
 Certificates (dates, and so the clock), the TLS connection and its group, the server's clock, whether the source is
-ready for each peer and how long that answer took, and what survives when the last hop is recorded.
+ready for each peer, in which direction, how long that answer took, and what survives when the last hop is recorded.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ async def _connection(url: str, settings: Mapping[str, object], context: SourceC
 
 def _tls(settings: Mapping[str, object], context: SourceContext) -> ssl.SSLContext:
     ca, certificate = (context.read_file(context.path(str(settings.get(key)))) for key in ("ca", "certificate"))
-    return tls.client_context(ca, certificate, context.read_secret(context.path(str(settings.get("private_key")))))
+    made = tls.client_context(ca, certificate, context.read_secret(context.path(str(settings.get("private_key")))))
+    name = settings.get("kme")
+    return tls.must_name(made, name) if isinstance(name, str) else made
 
 
 def _negotiated(where: str, seconds: float, connection: ssl.SSLObject) -> Finding:
@@ -204,9 +206,13 @@ def _said(what: str, status: SourceStatus, seconds: float) -> list[Finding]:
         ready = Finding(what, "warning", f"answered after {1000 * seconds:.0f} ms{stock}", "shorten the way to it")
     else:
         ready = Finding(what, "fine", f"ready, {1000 * seconds:.0f} ms{stock}")
+    found = [ready]
+    if status.ready and status.stored_keys == 0:
+        todo = 'where the link issues keys at its other end only, write initiate = "never" for this peer'
+        found.append(Finding("direction", "warning", f"{what}: to be fetched, none to be drawn here now", todo))
     origin = "unknown" if status.origin is None else status.origin.value
     said = f"origin {origin}, hop {status.hop.value}"
     if status.survives_harvest:
-        return [ready, Finding("hop", "fine", f"{said}: its keys survive harvesting of that hop")]
+        return [*found, Finding("hop", "fine", f"{said}: its keys survive harvesting of that hop")]
     todo = 'bring the source near (hop = "zone" or "local"), or a TLS with ML-KEM (hop = "pq-tls")'
-    return [ready, Finding("hop", "warning", f"{said}: recorded today, its keys can be read later", todo)]
+    return [*found, Finding("hop", "warning", f"{said}: recorded today, its keys can be read later", todo)]

@@ -90,6 +90,30 @@ def restrict_to_post_quantum(context: ssl.SSLContext) -> None:
     loose.set_groups("X25519MLKEM768:SecP256r1MLKEM768:SecP384r1MLKEM1024")
 
 
+def must_name(context: ssl.SSLContext, name: str) -> ssl.SSLContext:
+    """Let a client context believe only a server whose certificate has this common name or alternative name (DNS or
+    URI).  It is asked at the end of the handshake, before a byte of a request has gone out.
+    """
+
+    class Named(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            super().do_handshake()
+            if name not in names_of(self):
+                error: Any = ssl.SSLCertVerificationError(1, "another name")
+                error.verify_message = f"it does not name {name!r}"
+                raise error
+
+    context.sslobject_class = Named
+    return context
+
+
+def names_of(connection: ssl.SSLObject) -> set[str]:
+    """Common and alternative names (DNS, URI) of the certificate at the other end."""
+    shown: Any = connection.getpeercert() or {}
+    names = {str(value) for part in shown.get("subject", ()) for kind, value in part if kind == "commonName"}
+    return names | {str(value) for kind, value in shown.get("subjectAltName", ()) if kind in ("DNS", "URI")}
+
+
 def negotiated_group(connection: ssl.SSLObject | None) -> str | None:
     """Name of the group of a connection; None where it cannot be read."""
     read = getattr(connection, "group", None)

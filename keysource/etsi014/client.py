@@ -160,7 +160,7 @@ class Etsi014Client:
             async with asyncio.timeout(self._timeout):
                 answer = await self._once(http_method, url, body)
                 if answer.status == 503 and answer.retry_after <= _LONGEST_RETRY_AFTER:
-                    await self._sleep(self._retry_delay)
+                    await self._sleep(max(self._retry_delay, answer.retry_after))
                     answer = await self._once(http_method, url, body)
         except TimeoutError:
             raise Unavailable(f"{self.url}: no answer to {call} within {self._timeout:g} s") from None

@@ -20,16 +20,18 @@ class Etsi014Settings(RemoteTable):
     sae: str
     """Our SAE ID at this KME."""
     method: Literal["get", "post"] = "post"
+    kme: str | None = None
+    """The KME ID, which must stand in its certificate (ETSI GS QKD 014 clause 5.1); None: its host name is enough."""
 
     @field_validator("url")
     @classmethod
     def _https(cls, value: str) -> str:
         return check_url(value, "https", path=True, port=False)
 
-    @field_validator("sae")
+    @field_validator("sae", "kme")
     @classmethod
-    def _sae(cls, value: str) -> str:
-        return check_sae(value)
+    def _name(cls, value: str | None) -> str | None:
+        return None if value is None else check_sae(value)
 
 
 def check_sae(value: str) -> str:

@@ -11,6 +11,7 @@ from keysource.etsi014.messages import DeliveredKey, Extension, StatusAnswer
 from keysource.etsi014.settings import check_sae, settings_untrusted
 from keysource.remote import load_files, tls_context
 from keysource.seen import SeenKeys
+from keysource.tls import must_name
 
 _MAX_HOPS = 255
 
@@ -33,6 +34,8 @@ class Etsi014Source:
         if self._client is not None:
             return
         context = await tls_context(self.settings, self._context)
+        if self.settings.kme is not None:
+            must_name(context, self.settings.kme)
         self._client = Etsi014Client(self.settings.url, context, method=self.settings.method)
 
     def check_files(self) -> None:

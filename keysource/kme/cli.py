@@ -9,6 +9,7 @@ import asyncio
 import datetime
 import json
 import resource
+import sqlite3
 import sys
 import traceback
 from pathlib import Path
@@ -20,6 +21,7 @@ import typer
 from keysource.kme import crashpoints
 from keysource.kme.audit import AuditError
 from keysource.kme.config import EXAMPLE, ConfigError, KmeConfig, load
+from keysource.kme.conform.cli import conform
 from keysource.kme.control import ControlError, ask
 from keysource.kme.credentials import contexts
 from keysource.kme.epochs import new_site_key
@@ -31,6 +33,7 @@ from keysource.kme.server import KmeServer
 
 log = structlog.get_logger("kme")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app.command()(conform)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The KME's configuration, TOML.")]
 Device = Annotated[str, typer.Option(help="Device socket, relative to the site's folder.")]
 _DEVICE = "link/device.sock"
@@ -69,8 +72,12 @@ def serve(
     _raise_descriptors(config.descriptors)
     try:
         asyncio.run(server.run())
+    except ConfigError as error:
+        _fail(f"{file}: {error}", 2)
     except (StoreError, ListenError, ControlError, AuditError) as error:
         _fail(str(error), 1)
+    except sqlite3.Error as error:
+        _fail(f"{config.path(config.kme.store)}: {error}", 1)
 
 
 @app.command()

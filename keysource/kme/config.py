@@ -33,7 +33,8 @@ store = "state/kme.sqlite"               # in a folder of its own, mode 0700
 # skip_listen = "192.0.2.1:8445"         # for encryptors that speak Cisco's SKIP (TLS 1.3); default: not served
 # site_key = "site.key"                  # wraps what is stored: a 0600 file, or "credential:NAME" of the systemd
                                          # service; default: one beside the store, which a thief of the disk gets too
-# epoch_keys = "state/kme.sqlite.epochs" # keys under the site key, overwritten as they retire; never back it up
+# epoch_keys = "state/kme.sqlite.epochs" # keys under the site key, overwritten as they retire; never back it up;
+                                         # with PostgreSQL a part of each, for processes of one host; default: none
 # sae_id_from = "cn"                     # where an SAE's certificate has its SAE ID: "cn", or "san-uri"
 # sae_id_prefix = ""                     # what such a URI begins with, left out of the SAE ID: "urn:example:sae:"
 
@@ -242,8 +243,8 @@ class KmeConfig(_Table):
                 raise ValueError("[kme] store: Field required")
             if any(link.device is None for link in self.link):
                 raise ValueError("[[link]] device: only one of several processes at a PostgreSQL has none")
-        elif {"store", "epoch_keys"} & self.kme.model_fields_set:
-            raise ValueError("[kme] store and epoch_keys are files of an SQLite store; [store] says PostgreSQL")
+        elif "store" in self.kme.model_fields_set:
+            raise ValueError("[kme] store is the file of an SQLite store; [store] says PostgreSQL")
         elif self.kme.site_key is None:
             raise ValueError("[kme] site_key: all processes at one PostgreSQL need the same one, so it must be named")
         return self

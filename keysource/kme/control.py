@@ -15,12 +15,15 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from keysource.device.server import bind_private, peer_is_trusted
 from keysource.errors import KeySourceError
 from keysource.sockets import path_mistake
 
 _MAX_LINE = 64 * 1024
 _TIMEOUT = 10.0
+log = structlog.get_logger("kme")
 Answerer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
@@ -29,7 +32,8 @@ class ControlError(Exception):
 
 
 class ControlServer:
-    """Serves one socket; ``answer`` raises ``ValueError`` with a sentence for a wrong request."""
+    """Serves one socket; ``answer`` raises ``ValueError`` with a sentence for whoever asked; whatever
+    else it raises is told by its type only."""
 
     def __init__(self, path: Path, answer: Answerer) -> None:
         self._path = path
@@ -75,6 +79,9 @@ class ControlServer:
             return {"ok": True, **await self._answer(request)}
         except (ValueError, RecursionError) as error:
             return {"ok": False, "error": str(error)}
+        except Exception as error:  # whoever asks hears of it; a traceback helps neither him nor the log
+            log.error("a question was not answered", error=type(error).__name__)
+            return {"ok": False, "error": f"internal error {type(error).__name__}; the log has the time of it"}
 
 
 def ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,27 @@ def contexts(config: KmeConfig) -> tuple[ssl.SSLContext, ssl.SSLContext]:
         raise ConfigError(f"[kme]: {error}") from None
 
 
+def expired_context(config: KmeConfig) -> ssl.SSLContext:
+    """What the fault ``expired-certificate`` shows: the file beside our certificate, as ``qvpn-kme pair`` writes it.
+
+    Raises :class:`ConfigError`."""
+    name = os.fspath(Path(config.kme.certificate).with_suffix(".expired.crt"))
+    if not config.path(name).exists():
+        raise ConfigError(
+            f"the fault expired-certificate needs {config.path(name)}: a certificate of the same private key"
+            " whose time is over; qvpn-kme pair writes one"
+        )
+    ca, certificate, private_key = (
+        _read(config, "ca", config.kme.ca),
+        _read(config, "certificate", name),
+        _read(config, "private_key", config.kme.private_key, secret=True),
+    )
+    try:
+        return tls.server_context(ca, certificate, private_key)
+    except ValueError as error:
+        raise ConfigError(f"{config.path(name)}: {error}") from None
+
+
 def fingerprint(config: KmeConfig) -> Fingerprint:
     """Differs when one of the files was written or replaced."""
     return tuple(_stat(config.path(getattr(config.kme, name))) for name in _FILES)

@@ -110,7 +110,7 @@ class Epochs(ABC):
 
     def __init__(self, site_key: bytes, kme_id: str) -> None:
         info = b"qvpn-kme site key v1:" + kme_id.encode()
-        self._wrapping = AESGCM(HKDF(hashes.SHA256(), KEY_BYTES, None, info).derive(site_key))
+        self._root = HKDF(hashes.SHA256(), KEY_BYTES, None, info).derive(site_key)
         self._epochs: dict[int, Epoch] = {}
 
     @property
@@ -146,14 +146,18 @@ class Epochs(ABC):
         except (InvalidTag, ValueError):
             raise Damaged("a stored key is damaged") from None
 
+    def wrapper(self, number: int) -> AESGCM:
+        """What wraps the key of an epoch."""
+        return AESGCM(self._root)
+
     def new_key(self, number: int, begun: int) -> tuple[bytes, AESGCM]:
         """A key for an epoch: as it lies somewhere, wrapped under the site key, and ready for use."""
         key, nonce = AESGCM.generate_key(256), os.urandom(_NONCE)
-        return nonce + self._wrapping.encrypt(nonce, key, _HEAD.pack(number, begun)), AESGCM(key)
+        return nonce + self.wrapper(number).encrypt(nonce, key, _HEAD.pack(number, begun)), AESGCM(key)
 
     def read_key(self, number: int, begun: int, wrapped: bytes) -> AESGCM:
         """Raises ``InvalidTag``."""
-        return AESGCM(self._wrapping.decrypt(wrapped[:_NONCE], wrapped[_NONCE:], _HEAD.pack(number, begun)))
+        return AESGCM(self.wrapper(number).decrypt(wrapped[:_NONCE], wrapped[_NONCE:], _HEAD.pack(number, begun)))
 
 
 class EpochKeys(Epochs):

@@ -20,6 +20,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from keysource.kme.auth import Certificate
+from keysource.kme.boundedlog import BoundedLog
 from keysource.kme.config import Limits
 from keysource.kme.door import Door, source_of
 from keysource.settings import Address
@@ -64,6 +65,7 @@ class Listener:
         """``name_of`` gives who is meant by a certificate; strangers are all one name."""
         self.address = address
         self.turned = Turned()
+        self.told = BoundedLog()
         self._context = context
         self._application = application
         self._limits, self._name_of = limits, name_of
@@ -253,7 +255,9 @@ class Listener:
         except ConnectionError:
             if request.transport is not None and not request.transport.is_closing():
                 raise
-            log.info("a client left before its answer", path=request.path.rpartition("/")[2])
+            told = {"path": request.path.rpartition("/")[2][:64]}
+            name = self._names.get(request.protocol, "")
+            self.told.info("a client left before its answer", name, asyncio.get_running_loop().time(), **told)
             return _later("nobody is there to read this")
         finally:
             self._busy.discard(request.protocol)

@@ -14,11 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-
-import structlog
 
 from keysource.base import wipe
 from keysource.kme import crashpoints
@@ -36,9 +35,8 @@ from keysource.kme.records import (
     weakest,
     xor,
 )
-from keysource.kme.site import EXHAUSTED, ISSUE_TIMEOUT, ROUNDS, NotNow, Site, Taken
+from keysource.kme.site import EXHAUSTED, ROUNDS, NotNow, Site, Taken
 
-log = structlog.get_logger("kme")
 _background: set[asyncio.Task[None]] = set()
 Shares = dict[str, Terms]
 """Peer KME -> what its slaves get; the first peer's link makes the key.  ``slaves`` differ, the rest is alike."""
@@ -77,7 +75,7 @@ async def issue(site: Site, shares: Shares, number: int, wanted: Wanted) -> list
     counts = {peer: number * (units if peer == first else units + 1) for peer in (first, *others)}
     links = {peer: site.usable(peer, terms) for peer, terms in shares.items()}
     try:
-        async with asyncio.timeout(ISSUE_TIMEOUT):
+        async with site.turn():
             keys = await _some_round(site, shares, links, number, wanted, counts)
     except TimeoutError:
         raise NotNow("a KME of these slaves takes too long") from None
@@ -167,7 +165,7 @@ async def _all_reserve(site: Site, round_: _Round) -> bool:
         lacking = 0
         for peer, answer in zip(calls, answers, strict=True):
             if isinstance(answer, PeerUnavailable):
-                log.warning("nothing is issued", peer=peer, reason=str(answer))
+                site.told.warning("nothing is issued", peer, time.monotonic(), peer=peer, reason=str(answer))
                 raise NotNow(str(answer))
             if isinstance(answer, BaseException):
                 raise answer

@@ -16,6 +16,7 @@ from keysource.kme.records import BadDeposit, Reservation, Terms
 from keysource.kme.sae_api import Handler, Refused, bounded_errors
 from keysource.kme.site import Site
 
+_LONGEST = 200  # of a name that a caller made up, where it is written down
 log = structlog.get_logger("kme")
 
 
@@ -35,7 +36,7 @@ class PeerApi:
 
     @web.middleware
     async def _middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        return await bounded_errors(handler)(request)
+        return await bounded_errors(handler, self._site.told)(request)
 
     async def _reserve(self, request: web.Request) -> web.Response:
         peer = self._caller(request)
@@ -64,7 +65,7 @@ class PeerApi:
         try:
             answer = await self._site.deposit(peer, terms, deposits)
         except BadDeposit as error:
-            log.error("a deposit was refused", peer=peer, reason=str(error))
+            self._site.told.error("a deposit was refused", peer, time.monotonic(), peer=peer, reason=str(error))
             raise Refused(409, str(error)) from None
         held = [] if answer.missing else [deposit.key_id for deposit in deposits]
         return await self._reserved(request, peer, terms, held, answer)
@@ -109,8 +110,10 @@ class PeerApi:
         peer = self.name_of(certificate)
         if not peer:
             stranger = (common_name(certificate) or "")[:64]
-            log.warning("a stranger was refused at the KMEs' listener", common_name=stranger)
-            self._audit.refused("stranger at the KMEs' listener", time.monotonic(), kme=stranger)
+            now = time.monotonic()
+            event = "a stranger was refused at the KMEs' listener"
+            self._site.told.warning(event, stranger, now, common_name=stranger)
+            self._audit.refused("stranger at the KMEs' listener", now, kme=stranger)
             raise Refused(401, "")
         return peer
 
@@ -135,12 +138,14 @@ class PeerApi:
         for slave in terms.slaves:
             local = config.local_sae(slave)
             if served is None or served.id != peer or local is None or terms.master not in local.may_share_with:
-                log.warning("these SAEs may not share keys", peer=peer, master=terms.master, slave=slave)
-                self._audit.refused("may not share", time.monotonic(), kme=peer, sae=terms.master, slave=slave)
+                facts, now = {"master": terms.master[:_LONGEST], "slave": slave[:_LONGEST]}, time.monotonic()
+                self._site.told.warning("these SAEs may not share keys", peer, now, peer=peer, **facts)
+                self._audit.refused("may not share", now, kme=peer, sae=facts["master"], slave=facts["slave"])
                 raise Refused(403, f"{slave!r} shares no keys with {terms.master!r} here")
         if len(set(terms.slaves)) != len(terms.slaves):
             raise Refused(400, "slave_SAE_IDs: each may stand once")
         row = self._site.links[peer].row
         if row is not None and row.name != link:
-            log.error("the devices are not of one link", peer=peer, here=row.name, there=link[:64])
+            facts, now = {"here": row.name, "there": link[:64]}, time.monotonic()
+            self._site.told.error("the devices are not of one link", peer, now, peer=peer, **facts)
             raise Refused(409, f"the device here belongs to link {row.name!r}, not {link[:64]!r}")

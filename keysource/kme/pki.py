@@ -60,6 +60,18 @@ class Authority:
         """For an SAE: a client only."""
         return self._issue(sae_id, [ExtendedKeyUsageOID.CLIENT_AUTH], None)
 
+    def expired(self, credential: Credential) -> bytes:
+        """The same certificate, of the same key, whose time was over yesterday; PEM.  For those who test clients."""
+        made = x509.load_pem_x509_certificate(credential.certificate)
+        day = datetime.timedelta(days=1)
+        now = datetime.datetime.now(datetime.UTC)
+        builder = x509.CertificateBuilder().subject_name(made.subject).issuer_name(self._name)
+        builder = builder.public_key(made.public_key()).serial_number(x509.random_serial_number())
+        builder = builder.not_valid_before(now - 2 * day).not_valid_after(now - day)
+        for extension in made.extensions:
+            builder = builder.add_extension(extension.value, critical=extension.critical)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
     def _issue(
         self, name: str, usages: list[x509.ObjectIdentifier], names: x509.SubjectAlternativeName | None
     ) -> Credential:

@@ -8,7 +8,8 @@ The processes keep nothing that matters.  What differs from the SQLite file:
   three minutes after the process was last heard of, since the sessions of a machine without power linger;
 * counts of keys are in rows that few share, since a row is locked until the standby has confirmed;
 * the keys of the epochs lie in a table, wrapped under the site key.  A deleted one lives on in PostgreSQL's log, dead
-  rows and standbys until those forget: whoever has such a copy *and* the site key can read what was wrapped under it.
+  rows and standbys until those forget: whoever has such a copy *and* the site key can read what was wrapped under it,
+  unless a file of :mod:`~keysource.kme.slots` had a part of it and has forgotten that.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from keysource.kme import crashpoints, migrate
 from keysource.kme.epochs import Epoch, Epochs
 from keysource.kme.keystore import KeyStore
 from keysource.kme.pgserver import PROBE, InUse, PgDatabase, Server
 from keysource.kme.records import ANY, Alarmed, StoreError, Unit, Wanted
+from keysource.kme.slots import Slots
 
 TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -101,8 +106,9 @@ _LOCK = 0x7176706E  # of the tables and of new epochs, among the database's advi
 class Process:
     """What the connections of one KME process have in common."""
 
-    def __init__(self, server: Server) -> None:
-        self.server = server
+    def __init__(self, server: Server, slots: Slots | None = None) -> None:
+        """``slots``: of all processes of the site, on this one host."""
+        self.server, self.slots = server, slots
         self.id = server.session
         self.beaten = float("-inf")
 
@@ -110,9 +116,16 @@ class Process:
 class SharedEpochs(Epochs):
     """Epoch keys in a table.  A row of another table that refers to one keeps it alive."""
 
-    def __init__(self, db: PgDatabase, site_key: bytes, kme_id: str) -> None:
+    def __init__(self, db: PgDatabase, site_key: bytes, kme_id: str, slots: Slots | None) -> None:
         super().__init__(site_key, kme_id)
-        self._db = db
+        self._db, self._slots = db, slots
+
+    def wrapper(self, number: int) -> AESGCM:
+        """The site key, with the secret of the epoch's slot where there is a file of them."""
+        secret = None if self._slots is None else self._slots.secret(number)
+        if secret is None:  # begun before there was such a file
+            return super().wrapper(number)
+        return AESGCM(HKDF(hashes.SHA256(), len(secret), secret, b"qvpn-kme epoch with a slot v1").derive(self._root))
 
     def reload(self) -> None:
         """Raises :class:`StoreError`: another process has wrapped them under another site key."""
@@ -123,13 +136,15 @@ class SharedEpochs(Epochs):
                 alive[number] = known or Epoch(0, float(begun), self.read_key(number, begun, wrapped))
             except InvalidTag:
                 raise StoreError(
-                    f"{self._db.server.where}: the key of epoch {number} is wrapped under another site key; all KME"
-                    " processes of a site have the same one"
+                    f"{self._db.server.where}: the key of epoch {number} is wrapped under another site key or another"
+                    " file of epoch_keys; all KME processes of a site have the same ones"
                 ) from None
         self._epochs = alive
 
     def begin(self, number: int, now: float) -> None:
         """Within a transaction."""
+        if self._slots is not None:
+            self._slots.make(number)
         wrapped, cipher = self.new_key(number, int(now))
         self._db.execute("INSERT INTO epoch VALUES (?, ?, ?)", (number, int(now), wrapped))
         self._epochs[number] = Epoch(0, float(int(now)), cipher)
@@ -142,6 +157,11 @@ class SharedEpochs(Epochs):
         if number == self.current:
             raise ValueError("the current epoch is in use")
         self._db.execute("DELETE FROM epoch WHERE number = ?", (number,))
+
+    def forget_slots(self) -> None:
+        """Of epochs that are gone; by then that is committed."""
+        if self._slots is not None:
+            self._slots.forget(self.current, self.alive)
 
     def unseal(self, epoch: int, label: bytes, blob: bytes) -> bytearray:
         if epoch not in self._epochs:
@@ -170,7 +190,7 @@ class PostgresStore(KeyStore):
         with contextlib.ExitStack() as failed:
             failed.callback(self._db.close)
             self._make_tables(kme_id)
-            self._epochs = SharedEpochs(self._db, site_key, kme_id)
+            self._epochs = SharedEpochs(self._db, site_key, kme_id, process.slots)
             self._epochs.reload()
             if not self._epochs.current:
                 self.begin_epoch(now)
@@ -257,6 +277,7 @@ class PostgresStore(KeyStore):
                 self._epochs.destroy(number)
             crashpoints.at("epoch.destroyed")
         self._epochs.reload()
+        self._epochs.forget_slots()
 
     # Where several are at it
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import math
+import socket
 import sqlite3
+import struct
 import time
 import uuid
 from collections import defaultdict
@@ -26,15 +28,18 @@ from keysource.etsi014.messages import Error, Extension, KeyContainer, KeyEntry,
 from keysource.kme import crashpoints, extensions, multicast
 from keysource.kme.audit import Audit, AuditError
 from keysource.kme.auth import Certificate, certificate_of, sae_reader
+from keysource.kme.boundedlog import BoundedLog
 from keysource.kme.config import KmeConfig, Limits, PeerKme, Sae
-from keysource.kme.faults import SLOW_SECONDS, Fault, FaultSwitch
+from keysource.kme.faults import CUTS, SLOW_SECONDS, Fault, FaultSwitch
 from keysource.kme.logs import hashed
 from keysource.kme.ratelimit import RateLimits
 from keysource.kme.records import ANY, KeysNotFound, NotTheSlave, StoredKey, StoreError, Terms, Wanted, weakest
 from keysource.kme.site import EXHAUSTED, NotNow, Site
+from keysource.kme.spellings import respelled
 
 MAX_BODY = 256 * 1024
 RETRY_AFTER = 2
+_LONGEST = 200  # of a name that a caller made up, where it is written down
 log = structlog.get_logger("kme")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -67,8 +72,11 @@ def error_response(
     return web.Response(status=status, body=messages.to_json(error), content_type="application/json", headers=headers)
 
 
-def bounded_errors(handler: Handler) -> Handler:
+def bounded_errors(handler: Handler, told: BoundedLog) -> Handler:
     """Every failure becomes an Error; what nobody expected is logged by its type and answered 503."""
+
+    def tell(event: str, **facts: object) -> None:
+        told.error(event, "", time.monotonic(), **facts)
 
     async def handle(request: web.Request) -> web.StreamResponse:
         try:
@@ -88,13 +96,13 @@ def bounded_errors(handler: Handler) -> Handler:
         except TooOften as error:
             return error_response(503, str(error), [{"qvpn_reason": "rate"}], retry_after=error.seconds)
         except AuditError as error:
-            log.error("nothing is handed out without an audit log", error=str(error))
+            tell("nothing is handed out without an audit log", error=str(error))
             return error_response(503, "the audit log cannot be written")
         except (sqlite3.Error, StoreError) as error:
-            log.error("the store fails", error=str(error))
+            tell("the store fails", error=str(error))
             return error_response(503, "the key store fails")
         except Exception as error:
-            log.error("a request failed", error=type(error).__name__, path_length=len(request.path))
+            tell("a request failed", error=type(error).__name__, path_length=len(request.path))
             return error_response(503, "error on server side")
 
     return handle
@@ -156,9 +164,13 @@ class SaeApi:
             return error_response(401, "")
         if fault is Fault.SERVICE_UNAVAILABLE:
             return error_response(503, "error on server side", retry_after=None)
-        answer = await bounded_errors(handler)(request)
+        answer = await bounded_errors(handler, self._site.told)(request)
         if fault is Fault.SLOW:
             await asyncio.sleep(SLOW_SECONDS)
+        if isinstance(answer, web.Response):
+            answer = respelled(fault, answer)
+            if fault in CUTS and answer.status == 200 and not request.path.endswith("/status"):
+                return _cut(request, answer, fault)
         if answer.status == 200:
             await answer.prepare(request)
             await answer.write_eof()
@@ -240,9 +252,10 @@ class SaeApi:
         try:
             keys = await self._site.fetch(master, sae.id, key_ids)
         except NotTheSlave:
-            log.warning("not the slave of these keys", sae=sae.id, keys=[hashed(key_id) for key_id in key_ids[:8]])
+            hashes = [hashed(key_id) for key_id in key_ids[:8]]
+            self._site.told.warning("not the slave of these keys", sae.id, time.monotonic(), sae=sae.id, keys=hashes)
             self.traffic[sae.id].refused += 1
-            self._audit.refused("not the slave of these keys", time.monotonic(), sae=sae.id, master=master)
+            self._audit.refused("not the slave of these keys", time.monotonic(), sae=sae.id, master=master[:_LONGEST])
             raise Refused(401, "") from None
         except KeysNotFound:
             raise Refused(400, messages.KEYS_NOT_FOUND) from None
@@ -286,8 +299,9 @@ class SaeApi:
         name = self._sae_id(certificate_of(request))
         sae = self._config.local_sae(name) if name is not None else None
         if sae is None:
-            log.warning("a stranger was refused", sae=(name or "")[:64])
-            self._audit.refused("stranger", time.monotonic(), sae=(name or "")[:64])
+            stranger = (name or "")[:64]
+            self._site.told.warning("a stranger was refused", stranger, time.monotonic(), sae=stranger)
+            self._audit.refused("stranger", time.monotonic(), sae=stranger)
             raise Refused(401, "")
         self.traffic[sae.id].requests += 1
         self._wait(sae, "requests", self._rates.request(sae, time.monotonic()))
@@ -304,9 +318,10 @@ class SaeApi:
         if peer is None:
             raise Refused(400, f"no KME is known that serves the slave SAE {slave[:64]!r}")
         if slave not in sae.may_share_with:
-            log.warning("these SAEs may not share keys", master=sae.id, slave=slave)
+            now = time.monotonic()
+            self._site.told.warning("these SAEs may not share keys", sae.id, now, master=sae.id, slave=slave)
             self.traffic[sae.id].refused += 1
-            self._audit.refused("may not share", time.monotonic(), sae=sae.id, slave=slave)
+            self._audit.refused("may not share", now, sae=sae.id, slave=slave)
             raise Refused(401, "")
         return peer
 
@@ -367,9 +382,10 @@ class SaeApi:
             raise Refused(400, f"number: 1 to {limits.max_key_per_request} keys may be asked for")
 
     def _key_ids_of_get(self, request: web.Request) -> list[str]:
-        if list(request.query) != ["key_ID"]:
+        given = request.query.getall("key_ID", [])
+        if len(given) != 1 or set(request.query) != {"key_ID"}:
             raise Refused(400, "a GET carries exactly one key_ID; all else needs a POST")
-        return [_uuid(request.query["key_ID"])]
+        return [_uuid(given[0])]
 
     async def _key_ids(self, request: web.Request) -> list[str]:
         try:
@@ -382,6 +398,23 @@ class SaeApi:
         if len(set(key_ids)) != len(key_ids):
             raise Refused(400, "key_IDs: each may stand once")
         return key_ids
+
+
+def _cut(request: web.Request, answer: web.Response, fault: Fault) -> web.Response:
+    """The keys are gone from the store by now; the connection goes before they are told, or in the middle of it."""
+    transport = request.transport
+    if transport is None:
+        return answer
+    if fault is Fault.TORN:
+        body = answer.body
+        assert isinstance(body, bytes)
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        transport.write(head.encode() + body[: len(body) // 2])
+    else:  # a close that throws away what was not sent is a reset
+        linger = struct.pack("ii", 1, 0)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    transport.abort()
+    return answer  # there is nobody to write it to
 
 
 def _uuid(text: str) -> str:

@@ -73,7 +73,9 @@ def _write_site(folder: Path, authority: Authority, site: SitePlan, other: SiteP
     pki = home / "pki"
     pki.mkdir(mode=0o700, parents=True)
     write_new(pki / "ca.crt", authority.certificate, 0o644)
-    authority.kme(site.kme_id, [site.sae_host or site.host, site.host]).write(pki, site.kme_id)
+    kme = authority.kme(site.kme_id, [site.sae_host or site.host, site.host])
+    kme.write(pki, site.kme_id)
+    write_new(pki / f"{site.kme_id}.expired.crt", authority.expired(kme), 0o644)  # for a fault on order
     authority.sae(site.sae_id).write(pki, site.sae_id)
     file = home / "kme.toml"
     write_new(file, _toml(site, other).encode(), 0o644)

@@ -18,7 +18,7 @@ import structlog
 from keysource.kme.audit import Audit, AuditError
 from keysource.kme.config import ConfigError, KmeConfig, Limits, load, needs_restart
 from keysource.kme.control import ControlServer
-from keysource.kme.credentials import contexts, fingerprint, not_after
+from keysource.kme.credentials import contexts, expired_context, fingerprint, not_after
 from keysource.kme.faults import Fault, FaultSwitch, fault_named
 from keysource.kme.feed import Feed
 from keysource.kme.listener import Listener, ListenError
@@ -26,13 +26,13 @@ from keysource.kme.peer_api import PeerApi
 from keysource.kme.peering import PeerClient
 from keysource.kme.records import Counts, StoreError
 from keysource.kme.sae_api import SaeApi
-from keysource.kme.site import Site
+from keysource.kme.site import NotNow, Site
 from keysource.kme.skip_api import SkipApi
 
 _HOUSEKEEPING = 60.0
 _LOOK_AT_FILES = 2.0
 _LOOK_AT_LINKS = 0.5
-_PLAIN = 2  # listeners for SAEs and other KMEs; SKIP's comes after them
+_PEERS, _PLAIN = 1, 2  # the listeners are for SAEs, for other KMEs, and then SKIP's
 log = structlog.get_logger("kme")
 
 
@@ -76,7 +76,7 @@ class KmeServer:
         """Serve until SIGTERM or SIGINT.
 
         Raises:
-            StoreError, ListenError, ControlError, AuditError: it cannot start.
+            StoreError, ListenError, ControlError, AuditError, ConfigError: it cannot start.
         """
         stop = asyncio.Event()
         hangup = asyncio.Event()
@@ -119,6 +119,8 @@ class KmeServer:
                 await self.site.turn_epoch()
             except (sqlite3.Error, StoreError, AuditError, OSError) as error:
                 log.error("the store fails", error=str(error))
+            for told in (self.site.told, *(listener.told for listener in self._listeners)):
+                told.summary()
             await asyncio.sleep(min(_HOUSEKEEPING, self.config.limits.key_epoch / 2))
 
     async def _follow_links(self) -> None:
@@ -158,18 +160,31 @@ class KmeServer:
         if mistake := needs_restart(self.config, config):
             raise ConfigError(mistake)
         read = fingerprint(config)  # before they are read: a file that changes meanwhile is read again
-        server, _client = contexts(config)
+        servers = [self._context(place, config, self.faults.fault) for place in range(len(self._listeners))]
         clients = {peer.id: contexts(config)[1] for peer in config.peer_kme}
         self.site.config = config
         self._sae_api.reconfigure()
         self._fingerprint = read
-        for place, listener in enumerate(self._listeners):
-            await listener.renew(server if place < _PLAIN else only_tls13(contexts(config)[0]))
+        for listener, server in zip(self._listeners, servers, strict=True):
+            await listener.renew(server)
         await asyncio.gather(*(self.site.peers[peer].renew(context) for peer, context in clients.items()))
         log.info("reloaded", configuration=configuration, certificate_ends=not_after(config))
 
+    @staticmethod
+    def _context(place: int, config: KmeConfig, fault: Fault) -> ssl.SSLContext:
+        """What a listener shows to those who connect.  Raises :class:`ConfigError`."""
+        expired = fault is Fault.EXPIRED_CERTIFICATE and place != _PEERS
+        context = expired_context(config) if expired else contexts(config)[0]
+        return only_tls13(context) if place >= _PLAIN else context
+
     async def _apply(self, fault: Fault) -> None:
+        """Raises :class:`ConfigError`; then nothing has changed."""
         async with self._switching:
+            if Fault.EXPIRED_CERTIFICATE in (fault, self.faults.fault):
+                servers = [self._context(place, self.config, fault) for place in range(len(self._listeners))]
+                for place, (listener, server) in enumerate(zip(self._listeners, servers, strict=True)):
+                    if place != _PEERS:
+                        await listener.renew(server)
             self.faults.set(fault)
             for listener in self._listeners:
                 await (listener.close() if fault is Fault.DOWN else listener.open())
@@ -177,6 +192,14 @@ class KmeServer:
                 log.warning("misbehaving on order", fault=fault.value)
 
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return await self._answered(request)
+        except (StoreError, NotNow, ConfigError) as error:
+            raise ValueError(str(error)) from None
+        except sqlite3.Error as error:
+            raise ValueError(f"the store fails: {error}") from None
+
+    async def _answered(self, request: dict[str, Any]) -> dict[str, Any]:
         match request.get("op"):
             case "status":
                 return await self._status()
@@ -233,13 +256,13 @@ class KmeServer:
         """None of all while the store does not answer."""
         try:
             return asdict(await self.site.counts(peer))
-        except StoreError:
+        except (StoreError, sqlite3.Error):
             return {field.name: None for field in fields(Counts)}
 
     async def _epoch(self) -> int | None:
         try:
             return (await self.site.db(lambda store: store.epoch))[0]
-        except StoreError:
+        except (StoreError, sqlite3.Error):
             return None
 
 

@@ -12,10 +12,11 @@ says that the key is taken, and it is dropped.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +27,7 @@ import structlog
 
 from keysource.base import Owner
 from keysource.kme import crashpoints
+from keysource.kme.boundedlog import BoundedLog
 from keysource.kme.config import KmeConfig
 from keysource.kme.keystore import KeyStore
 from keysource.kme.logs import hashed
@@ -52,6 +54,9 @@ _MOST_PENDING = 4096
 MANY, COUNT_AGAIN = 4096, 0.5
 """Keys of a large stock, and seconds for which its count is good enough for an SAE's status."""
 ISSUE_TIMEOUT = 1.6
+AT_ONCE, QUEUE_TIMEOUT = 16, 0.8
+"""Exchanges with other KMEs that may be under way, and seconds that one more waits for its turn.  Without this bound
+a crowd slows all of its exchanges down until none ends in time, and all of their work is done again and again."""
 Taken = tuple[Unit, StoredKey]
 EXHAUSTED = "exhausted"  # only for lack of keys
 NOT_OWNER = "not-owner"  # all keys of the link are issued at its other end
@@ -117,6 +122,8 @@ class Site:
         self.config = config
         self.links = {peer.id: LinkState(peer.id) for peer in config.peer_kme}
         self.peers = peers
+        self.told = BoundedLog()
+        """For what callers can cause at will."""
         self._store: KeyStore | None = None
         """The first of the open ones; which of them serves a call is the threads' matter."""
         self._stores: list[KeyStore] = []
@@ -126,6 +133,7 @@ class Site:
         self._busy: set[str] = set()
         """Units that make up the pending keys."""
         self.choosing = asyncio.Lock()
+        self._turns = asyncio.Semaphore(AT_ONCE)
         self._counted: dict[str, tuple[float, Counts]] = {}
 
     async def open(self) -> None:
@@ -226,7 +234,7 @@ class Site:
         link = self.usable(peer, terms)
         mine: list[Offer] = []
         try:
-            async with asyncio.timeout(ISSUE_TIMEOUT):
+            async with self.turn():
                 reserved = await self._have_reserved(peer, link, terms, number, wanted, mine)
             # No deadline from here on: the store would go on without us, and what it deletes would be nobody's.
             self._well(peer)  # an alarm may have come while they were offered
@@ -235,6 +243,25 @@ class Site:
             raise NotNow(f"KME {peer!r} takes too long") from None
         finally:
             self._release(mine)
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """One of the exchanges that may be under way.  All of it, with the wait, has :data:`ISSUE_TIMEOUT` seconds.
+
+        Raises:
+            NotNow: too many are before it; it has touched nothing.
+            TimeoutError: it took too long.
+        """
+        async with asyncio.timeout(ISSUE_TIMEOUT):
+            try:
+                async with asyncio.timeout(QUEUE_TIMEOUT):
+                    await self._turns.acquire()
+            except TimeoutError:
+                raise NotNow("too many ask for keys at once") from None
+            try:
+                yield
+            finally:
+                self._turns.release()
 
     def usable(self, peer: str, terms: Terms) -> str:
         """The name of a link over which own units may be issued now.  Raises :class:`NotNow`."""
@@ -324,7 +351,8 @@ class Site:
         try:
             return await self.peers[peer].reserve(link, terms, offers)
         except PeerUnavailable as error:
-            log.warning("nothing is issued", reason=str(error), keys=[hashed(offer.key_id) for offer in offers[:8]])
+            hashes = [hashed(offer.key_id) for offer in offers[:8]]
+            self.told.warning("nothing is issued", peer, time.monotonic(), reason=str(error), keys=hashes)
             raise NotNow(str(error)) from None
 
     async def drop_missing(self, peer: str, units: Sequence[Unit], answer: Reservation) -> None:

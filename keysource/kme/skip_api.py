@@ -69,8 +69,9 @@ class SkipApi:
         except KeysNotFound:
             raise Refused(400, "the keyId is unknown") from None
         except NotTheSlave:
-            log.warning("not the slave of this key", sae=caller, keys=[hashed(wanted)])
-            self._audit.refused("not the slave of these keys", time.monotonic(), sae=caller, master=remote_system)
+            now = time.monotonic()
+            self._site.told.warning("not the slave of this key", caller, now, sae=caller, keys=[hashed(wanted)])
+            self._audit.refused("not the slave of these keys", now, sae=caller, master=remote_system[:200])
             raise Refused(400, "the keyId is unknown") from None
         except (AuditError, StoreError, sqlite3.Error) as error:
             raise self._failed(error) from None
@@ -89,7 +90,7 @@ class SkipApi:
         log.info(event, interface="skip", keys=[hashed(key.key_id)])
 
     def _failed(self, error: Exception) -> Refused:
-        log.error("nothing is handed out", error=str(error))
+        self._site.told.error("nothing is handed out", "", time.monotonic(), error=str(error))
         return Refused(500, "the key store or its audit log fails")
 
     # Who may
@@ -114,8 +115,9 @@ class SkipApi:
         name = sae_reader(kme.sae_id_from, kme.sae_id_prefix)(certificate_of(request))
         sae = None if name is None else self._config.local_sae(name)
         if sae is None:
-            log.warning("a stranger was refused", sae=(name or "")[:64])
-            self._audit.refused("stranger", time.monotonic(), sae=(name or "")[:64])
+            stranger = (name or "")[:64]
+            self._site.told.warning("a stranger was refused", stranger, time.monotonic(), sae=stranger)
+            self._audit.refused("stranger", time.monotonic(), sae=stranger)
             return None
         self._wait(sae, "requests", self._rates().request(sae, time.monotonic()))
         return sae.id

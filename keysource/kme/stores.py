@@ -57,8 +57,10 @@ def server_of(config: KmeConfig) -> Server:
 def _at_a_server(config: KmeConfig) -> list[KeyStore]:
     server = server_of(config)
     from keysource.kme.postgres import PostgresStore, Process
+    from keysource.kme.slots import Slots
 
-    process = Process(server)
+    slots = None if config.kme.epoch_keys is None else Slots(config.path(config.kme.epoch_keys))
+    process = Process(server, slots)
     site_key = read_site_key(site_key_path(config.kme.site_key or "", config.path("")))
     opened: list[KeyStore] = []
     with contextlib.ExitStack() as failed:

@@ -168,6 +168,7 @@ def _kme_table(site: SiteFacts) -> dict[str, object]:
     return {
         "url": f"https://127.0.0.1:{KME_PORTS[site.end][0]}",
         "sae": site.sae,
+        "kme": f"kme-{site.name}",
         "origin": "simulated",
         "hop": "local",
         "ca": "pki/ca.crt",

@@ -1,17 +1,24 @@
 """Requests and keys a second of our KME, beside a plain FastAPI server, in the same interleaved rounds.
 
-    python -m tests.bench.kme_load [ROUNDS] [REQUESTS]
+    python -m tests.bench.kme_load [ROUNDS] [REQUESTS] [--seconds S] [--out FILE]
 
 Kept-alive mutual TLS, :data:`CLIENTS` clients at once, one process of each server.  Ours is a pair: a key is on two
 disks before it is issued (``synchronous=FULL``), so its second half works at the other KME, counted too.  What is
 compared is processor time for a request, which says the same on a busy machine; requests a second of wall clock
-stand beside it.
+stand beside it, as ratios of the same round too.  After ``--seconds`` no round begins, but there are three at least.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import base64
+import datetime
+import math
+import os
+import platform
+import sqlite3
+import ssl
 import statistics
 import subprocess
 import sys
@@ -31,6 +38,7 @@ from tests.ports import free_port
 CLIENTS = 8
 BATCH = 32
 PATIENCE = 60.0
+LEAST = 3  # rounds, however little time there is
 
 
 def processor_seconds(*pids: int) -> float:
@@ -121,20 +129,20 @@ WORKS: dict[str, tuple[Callable[[Side], Awaitable[int]], int]] = {
 }
 
 
-async def measure(rounds: int, calls: int) -> dict[str, dict[str, list[Round]]]:
+async def measure(rounds: int, calls: int, seconds: float = math.inf) -> dict[str, dict[str, list[Round]]]:
     """Work -> server -> its rounds."""
     with tempfile.TemporaryDirectory(prefix="kme-bench-") as folder:
         lab = Lab(Path(folder), limits="[limits]\nrequests_per_second = 0\nmax_key_count = 1000000\n")
         plain = None
         try:
             await lab.start(keys=0)
-            await _stock(lab, 2 * 2 * (rounds + 1) * calls * (BATCH + 1))
+            await _stock(lab, needed(rounds, calls))
             plain, port = await _plain(lab)
             sides = {"qvpn-kme": _ours(lab), "FastAPI": _theirs(lab, plain, port)}
             for side in sides.values():
                 await side.open()
             try:
-                return await _rounds(sides, rounds, calls)
+                return await _rounds(sides, rounds, calls, seconds)
             finally:
                 for side in sides.values():
                     await side.aclose()
@@ -145,15 +153,25 @@ async def measure(rounds: int, calls: int) -> dict[str, dict[str, list[Round]]]:
             await lab.aclose()
 
 
-async def _rounds(sides: dict[str, Side], rounds: int, calls: int) -> dict[str, dict[str, list[Round]]]:
+async def _rounds(
+    sides: dict[str, Side], rounds: int, calls: int, seconds: float
+) -> dict[str, dict[str, list[Round]]]:
+    end = time.monotonic() + seconds
     found: dict[str, dict[str, list[Round]]] = {name: {side: [] for side in sides} for name in WORKS}
     for number in range(rounds + 1):
+        if number > LEAST and time.monotonic() > end:
+            break
         for name, (work, requests) in WORKS.items():
             for side in sorted(sides, reverse=bool(number % 2)):
                 result = await one_round(sides[side], work, calls, requests)
                 if number:  # the first only warms up
                     found[name][side].append(result)
     return found
+
+
+def needed(rounds: int, calls: int) -> int:
+    """Keys of a link for one side: every other one is issued at alice's end, and some are spare."""
+    return math.ceil(2.1 * (rounds + 1) * calls * (BATCH + 1)) + 2 * CLIENTS * BATCH
 
 
 async def _stock(lab: Lab, keys: int) -> None:
@@ -196,25 +214,67 @@ async def _plain(lab: Lab) -> tuple[subprocess.Popen[bytes], int]:
 
 
 def table(found: dict[str, dict[str, list[Round]]]) -> str:
-    """Medians of the rounds, and ours as a ratio to the other of the same round."""
+    """Medians of the rounds; each as a ratio to the plain server of the same round, with the least and the most."""
     lines = [
-        "| work | server | requests/s | keys/s | processor ms a request | ratio of processor time |",
-        "|---|---|---|---|---|---|",
+        "| work | server | requests/s | keys/s | rate to plain | processor ms a request | cost to plain |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, sides in found.items():
         base = sides["FastAPI"]
         for side, rounds in sides.items():
-            ratios = [one.processor_ms / other.processor_ms for one, other in zip(rounds, base, strict=True)]
+            pairs = list(zip(rounds, base, strict=True))
             numbers = [
                 f"{statistics.median(one.requests_per_second for one in rounds):.0f}",
                 f"{statistics.median(one.keys_per_second for one in rounds):.0f}",
+                _spread([one.requests_per_second / other.requests_per_second for one, other in pairs]),
                 f"{statistics.median(one.processor_ms for one in rounds):.2f}",
-                f"{statistics.median(ratios):.2f}",
+                _spread([one.processor_ms / other.processor_ms for one, other in pairs]),
             ]
             lines.append("| " + " | ".join([name, side, *numbers]) + " |")
     return "\n".join(lines)
 
 
+def _spread(ratios: list[float]) -> str:
+    if max(ratios) == min(ratios) == 1.0:
+        return "1"
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def surroundings(found: dict[str, dict[str, list[Round]]], calls: int) -> str:
+    """What the figures were measured on, and how."""
+    rounds = len(next(iter(next(iter(found.values())).values())))
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    processor = names[0].partition(":")[2].strip() if names else platform.machine()
+    today = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
+    return (
+        f"Measured {today} on {os.cpu_count()} cores of {processor}, Linux {platform.release()}, Python"
+        f" {platform.python_version()}, {ssl.OPENSSL_VERSION}, SQLite {sqlite3.sqlite_version}: {rounds} interleaved"
+        f" rounds of {calls} calls, {CLIENTS} clients on kept-alive mutual TLS. Medians; rates and processor time"
+        " also as ratios to the plain server in the same round, in brackets the least and the most of them. Our KMEs"
+        " are pairs: both halves are counted, with two disks, a commit at each before a key is issued, and an audit"
+        " log; the plain server is one process that keeps its keys in memory."
+    )
+
+
+def main(measured: Callable[[int, int, float], Awaitable[dict[str, dict[str, list[Round]]]]], title: str) -> None:
+    """The command line of both measurements."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("rounds", nargs="?", type=int, default=5)
+    parser.add_argument("requests", nargs="?", type=int, default=60)
+    parser.add_argument("--seconds", type=float, default=math.inf)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+
+    async def run() -> dict[str, dict[str, list[Round]]]:
+        return await measured(given.rounds, given.requests, given.seconds)
+
+    found = asyncio.run(run())
+    text = f"# {title}\n\n{surroundings(found, given.requests)}\n\n{table(found)}\n"
+    print(text)
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(text)
+
+
 if __name__ == "__main__":
-    rounds, calls = (int(word) for word in [*sys.argv[1:], *("5", "200")[len(sys.argv) - 1 :]])
-    print(table(asyncio.run(measure(rounds, calls))))
+    main(measure, "Load of the KME beside a plain FastAPI server")

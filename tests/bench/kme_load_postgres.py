@@ -1,6 +1,6 @@
 """The load of ``kme_load`` on PostgreSQL: one KME process and two, beside one on SQLite and the plain FastAPI server.
 
-    python -m tests.bench.kme_load_postgres [ROUNDS] [REQUESTS]
+    python -m tests.bench.kme_load_postgres [ROUNDS] [REQUESTS] [--seconds S] [--out FILE]
 
 A primary and its synchronous standby, both with fsync, on this machine; both sites' databases are there.  Processor
 time counts the KMEs of both sites and all PostgreSQL processes, those of the standby too.
@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,12 +38,16 @@ class Several(Side):
 
     turn: Iterator[str] = field(default_factory=lambda: iter(()))
 
+    async def status(self) -> int:
+        self.master = next(self.turn)
+        return await super().status()
+
     async def draw_and_fetch(self, number: int) -> int:
         self.master = next(self.turn)
         return await super().draw_and_fetch(number)
 
 
-async def measure(rounds: int, calls: int) -> dict[str, dict[str, list[Round]]]:
+async def measure(rounds: int, calls: int, seconds: float = math.inf) -> dict[str, dict[str, list[Round]]]:
     """Work -> server -> its rounds."""
     cluster = await asyncio.to_thread(_cluster)
     with tempfile.TemporaryDirectory(prefix="kme-bench-") as folder:
@@ -52,7 +58,8 @@ async def measure(rounds: int, calls: int) -> dict[str, dict[str, list[Round]]]:
                 _use_database(file, cluster.primary, site)
             for lab in labs:
                 await lab.start(keys=0)
-                await kme_load._stock(lab, 2 * 2 * 2 * (rounds + 1) * calls * (kme_load.BATCH + 1))
+            await kme_load._stock(labs[0], kme_load.needed(rounds, calls))
+            await kme_load._stock(labs[1], 2 * kme_load.needed(rounds, calls))  # for one process, and for two
             second, url = await _second(labs[1])
             others.append(second)
             plain, port = await kme_load._plain(labs[0])
@@ -61,7 +68,7 @@ async def measure(rounds: int, calls: int) -> dict[str, dict[str, list[Round]]]:
             for side in sides.values():
                 await side.open()
             try:
-                return await kme_load._rounds(sides, rounds, calls)
+                return await kme_load._rounds(sides, rounds, calls, seconds)
             finally:
                 for side in sides.values():
                     await side.aclose()
@@ -81,7 +88,7 @@ def _cluster() -> Cluster:
     cluster.primary.start()
     cluster.add_standby(of=cluster.primary)
     while not in_sync(cluster.primary):
-        pass
+        time.sleep(0.05)
     return cluster
 
 
@@ -143,6 +150,4 @@ def _sides(
 
 
 if __name__ == "__main__":
-    rounds, calls = (int(word) for word in [*sys.argv[1:], *("5", "200")[len(sys.argv) - 1 :]])
-    found = asyncio.run(measure(rounds, calls))
-    print(kme_load.table(found))
+    kme_load.main(measure, "Load of the KME, on SQLite and on PostgreSQL, beside a plain FastAPI server")

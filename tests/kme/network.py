@@ -95,6 +95,7 @@ class Network:
         """The same: units of each link that crashes may have cost and that were not missed yet."""
         self.devices: dict[tuple[str, str], DeviceServer] = {}
         self.pids: dict[str, int] = {}
+        self._controls: dict[str, Path] = {}
         self.ends: dict[str, int] = {}
         self._origins = origins or {}
         self._contexts: dict[str, ssl.SSLContext] = {}
@@ -142,7 +143,7 @@ ca = "pki/ca.crt"
         write_new(home / "site.key", secrets.token_bytes(32), 0o600)
         write_new(home / "password", DATABASE_PASSWORD.encode(), 0o600)
         table = f'[store]\nkind = "postgresql"\nconninfo = "{self._databases[site]}"\npassword = "password"'
-        return f'site_key = "site.key"\n{table}\nconnections = 3\n'
+        return f'site_key = "site.key"\nepoch_keys = "slots"\n{table}\nconnections = 3\n'
 
     async def start(self, keys: int) -> None:
         for site, others in LINKS.items():
@@ -238,7 +239,9 @@ ca = "pki/ca.crt"
         await self.until(lambda: all(link["device_connected"] for link in self.status(site)["links"]), site)
 
     def status(self, site: str) -> dict[str, Any]:
-        return ask(load(self.files[site]).control_path, {"op": "status"})
+        if site not in self._controls:  # asked for all the time
+            self._controls[site] = load(self.files[site]).control_path
+        return ask(self._controls[site], {"op": "status"})
 
     def link(self, site: str, other: str) -> dict[str, Any]:
         return next(link for link in self.status(site)["links"] if link["peer_kme"] == f"kme-{other}")

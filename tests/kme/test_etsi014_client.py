@@ -224,6 +224,12 @@ async def test_an_answered_503_is_tried_once_more_and_only_once(mock):
     assert mock.waits == [0.25]
 
 
+async def test_the_second_try_waits_as_long_as_the_kme_says(mock):
+    mock.answers(503, b"", {"Retry-After": "1"})
+    await fails(mock.client(retry_delay=0.25).enc_keys("b"))
+    assert mock.waits == [1.0]
+
+
 async def test_the_second_try_may_succeed(mock):
     async def handler(request: web.Request) -> web.StreamResponse:
         if len(mock.requests) == 1:

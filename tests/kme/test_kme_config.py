@@ -78,7 +78,7 @@ def test_the_table_of_the_database_has_the_defaults_that_the_example_shows(share
         (('conninfo = "host', 'conninfo = "postgresql://host'), "conninfo must be words"),
         (('kind = "postgresql"', 'kind = "sqlite"'), 'belongs to kind = "postgresql"'),
         (("site_key = ", "# site_key = "), "site_key: all processes at one PostgreSQL need the same one"),
-        (("# control = ", 'store = "x"\n# control = '), "files of an SQLite store"),
+        (("# control = ", 'store = "x"\n# control = '), "the file of an SQLite store"),
     ],
 )
 def test_a_mistake_about_the_database_is_one_sentence(shared, change, says):

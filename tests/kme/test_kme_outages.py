@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
+import sqlite3
 import time
 
 import pytest
@@ -211,6 +213,28 @@ async def test_a_device_of_another_link_is_refused(lab):
         await lab.until(lambda: "end 'b'" in lab.link("alice")["trouble"], "the refusal")
     finally:
         await device.aclose()
+
+
+# The store itself
+
+
+async def test_a_store_that_fails_is_a_status_and_a_503_and_a_few_lines(lab):
+    await lab.settle(keys=8)
+    before = len(lab.log("alice"))
+    file = lab.folder / "alice" / "kme-state" / "kme.sqlite"
+    with contextlib.closing(sqlite3.connect(file, timeout=20, isolation_level=None)) as db:
+        db.execute("ALTER TABLE key RENAME TO gone")
+        try:
+            assert lab._link("alice")["own_free"] is None
+            for _ in range(30):
+                answer = await lab.enc()
+                assert (answer.status, answer.message) == (503, "the key store fails")
+        finally:
+            db.execute("ALTER TABLE gone RENAME TO key")
+    failing = [line for line in lab.log("alice")[before:] if line["event"] == "the store fails"]
+    assert 1 <= len(failing) < 30  # the rest is counted
+    assert "Traceback" not in (lab.folder / "alice.log").read_text()
+    assert (await lab.enc()).status == 200
 
 
 # Beginning and end

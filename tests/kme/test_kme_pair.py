@@ -101,7 +101,7 @@ async def test_a_full_store_drops_the_oldest_keys_and_the_pair_stays_in_step(mak
 async def test_killed_at_random_during_draws_no_key_goes_out_twice(make_lab, counts):
     """Both sides draw and fetch without pause while one or the other KME is killed (50 times in the long run)."""
     kills = counts(50)
-    lab = make_lab()
+    lab = make_lab(limits="[limits]\nrequests_per_second = 0.0\n")
     await lab.start(keys=0)
     for _ in range(4 + kills):
         lab.publish(512)

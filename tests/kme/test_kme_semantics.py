@@ -215,6 +215,14 @@ async def test_dec_keys_refuses_wrong_bodies(shared_lab, body):
     assert answer.message
 
 
+async def test_get_dec_keys_with_two_good_key_ids_gives_none(shared_lab):
+    keys = keys_of(await enc(shared_lab, {"number": 2}))
+    query = "&".join(f"key_ID={key_id}" for key_id in keys)
+    answer = await http(shared_lab, "sae-bob", "bob", "GET", f"/api/v1/keys/sae-alice/dec_keys?{query}")
+    assert (answer.status, bool(answer.message)) == (400, True)
+    assert keys_of(await dec(shared_lab, list(keys))) == keys
+
+
 @pytest.mark.parametrize("query", ["", "?key_ID=a&key_ID=b", "?key_ID=a&x=1", "?key_IDs=a"])
 async def test_get_dec_keys_carries_exactly_one_key_id(shared_lab, query):
     answer = await http(shared_lab, "sae-bob", "bob", "GET", f"/api/v1/keys/sae-alice/dec_keys{query}")

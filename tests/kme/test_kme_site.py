@@ -194,6 +194,43 @@ async def test_a_deadline_never_falls_between_deleting_and_handing_out(ground, m
     assert len(await issue(site, 2)) == 2
 
 
+async def test_only_so_many_exchanges_are_under_way_and_no_more_is_touched(ground, monkeypatch):
+    """A crowd waits outside, for a while; what is turned away has offered nothing."""
+    site, peer = ground
+    site._turns = asyncio.Semaphore(2)
+    peer.gate = asyncio.Event()
+    tasks = [asyncio.create_task(issue(site)) for _ in range(4)]
+    while len(peer.offers) < 2:
+        await asyncio.sleep(0)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert len(peer.offers) == 2
+    monkeypatch.setattr(site_module, "QUEUE_TIMEOUT", 0.01)
+    with pytest.raises(NotNow, match="too many ask for keys at once") as refused:
+        await issue(site)
+    assert refused.value.reason == ""  # not for lack of keys
+    assert len(peer.offers) == 2
+    peer.gate.set()
+    keys = [key.key_id for some in await asyncio.gather(*tasks) for key in some]
+    assert len(set(keys)) == 4
+    assert len(await issue(site, 4)) == 4  # every turn was given back
+
+
+async def test_a_caller_that_goes_away_gives_its_turn_back(ground):
+    site, peer = ground
+    site._turns = asyncio.Semaphore(1)
+    peer.gate = asyncio.Event()
+    tasks = [asyncio.create_task(issue(site)) for _ in range(3)]
+    while not peer.offers:
+        await asyncio.sleep(0)
+    for task in (tasks[1], tasks[0]):  # one that waits, and the one inside
+        task.cancel()
+    peer.gate.set()
+    left = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(one, asyncio.CancelledError) for one in left] == [True, True, False]
+    assert len(await issue(site, 2)) == 2
+
+
 async def test_a_large_stock_is_not_counted_anew_for_every_status(ground, monkeypatch):
     site, _peer = ground
     counted = []

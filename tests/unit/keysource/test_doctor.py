@@ -14,7 +14,7 @@ from aiohttp import web
 
 from keysource import doctor, tls
 from keysource.alarm import with_alarm
-from keysource.base import End, Origin, SourceContext
+from keysource.base import End, Origin, SourceContext, SourceStatus
 from keysource.device.hardware import HardwareSource
 from keysource.device.messages import DeviceInfo
 from keysource.device.server import DeviceServer
@@ -179,3 +179,13 @@ async def test_a_device_keeps_its_keys(tmp_path: Path) -> None:
     [ready, _hop] = await examine(wrong, context, HardwareSource(wrong, context), ["right"])
     assert (ready.state, 'configured is "couriered"' in ready.said) == ("wrong", True)
     await device.aclose()
+
+
+def test_keys_that_only_the_other_end_can_draw() -> None:
+    said = doctor._said("keys for right", SourceStatus(ready=True, stored_keys=0), 0.01)
+    assert [(one.what, one.state) for one in said] == [
+        ("keys for right", "fine"), ("direction", "warning"), ("hop", "fine")
+    ]  # fmt: skip
+    assert 'initiate = "never"' in said[1].todo
+    for status in (SourceStatus(ready=True, stored_keys=3), SourceStatus(ready=False, reason="x", stored_keys=0)):
+        assert "direction" not in {one.what for one in doctor._said("keys for right", status, 0.01)}
