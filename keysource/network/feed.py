@@ -36,6 +36,8 @@ class LinkFeed:
         if stored and stored.alarm:
             self._state.alarm = stored.alarm
         self._next_block = stored.next_block if stored else 0
+        if gone := core.store.drop_worse(name, self._link.origin):
+            log.warning("the map claims more of a link than when its units came", link=name, dropped=gone)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -69,7 +71,7 @@ class LinkFeed:
                         wipe(event.keys)
                         raise BadAnswer(f"{self._path}: a block that claims less than the map says of the link")
                     try:
-                        self._core.store.add_block(self._link.name, event.block, event.keys)
+                        self._core.store.add_block(self._link.name, event.block, event.keys, self._link.origin)
                     finally:
                         wipe(event.keys)
                     self._next_block = max(self._next_block, event.block + 1)
