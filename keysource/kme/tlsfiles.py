@@ -1,4 +1,4 @@
-"""Certificate, private key and CA of a program: from files to TLS contexts, and whether the files have changed since."""
+"""Certificate, private key and CA of a program: from files to TLS contexts, and whether the files have changed."""
 
 from __future__ import annotations
 

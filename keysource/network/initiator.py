@@ -21,8 +21,8 @@ from keysource.network.core import GIVE_UP, RESEND, Core
 from keysource.network.errors import NoRoute, NotAuthentic
 from keysource.network.messages import Ack, Commit, Header, Message, Open, Proof, Ready, Verdict, Void
 from keysource.network.relay import Relays
-from keysource.network.stocks import SHUN_ALTERED, SHUN_LATE, SHUN_LINK, Stocks
 from keysource.network.rows import Block, Facts
+from keysource.network.stocks import SHUN_ALTERED, SHUN_LATE, SHUN_LINK, Stocks
 from keysource.network.topology import Connection, hops_over
 
 _PAUSE, _LONGEST_PAUSE, _LONGEST_RESEND = 0.25, 5.0, 5.0

@@ -369,7 +369,6 @@ class NodeProcess:
         }
 
 
-
 def control_path(config: NodeConfig, base: Path) -> Path:
     """Where a running node answers."""
     return base / config.node.control if config.node.control else (base / config.node.store).parent / "control.sock"

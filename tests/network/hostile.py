@@ -60,7 +60,8 @@ def topology(
             "version": 1,
             "node": [{"id": node, "url": f"https://{node}:1"} for node in nodes],
             "link": [
-                {"name": f"{a}-{b}" + f"-{i}" * ((a, b) in links[:i]), "ends": [a, b]} for i, (a, b) in enumerate(links)
+                {"name": f"{a}-{b}" + f"-{i}" * ((a, b) in links[:i]), "ends": [a, b]}
+                for i, (a, b) in enumerate(links)
             ],
             "connection": [
                 {"name": "long", "ends": list(ends), "paths": paths, "max_hops": max_hops, "block_keys": 4, **more}

@@ -15,6 +15,7 @@ import pytest_asyncio
 from tests.network.crashing import ENDS, a_world, killed_again_and_again
 from tests.network.world import World
 
+
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def world() -> AsyncIterator[World]:
     async with a_world() as world:

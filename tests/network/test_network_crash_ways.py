@@ -15,6 +15,7 @@ from keysource.network import crashes
 from tests.network.crashing import ENDS, WAYS, a_world, killed_again_and_again
 from tests.network.world import World
 
+
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def world() -> AsyncIterator[World]:
     async with a_world() as world:

@@ -197,9 +197,9 @@ async def test_certificates_change_without_a_restart(world: World) -> None:
         assert world.ended(node) is None and world.pids[node] == pids[node] == world.status(node)["pid"]
         assert world.status(node)["certificate_ends"] < before[node]
     url = f"https://127.0.0.1:{world.ports['c']}/kmapi/versions"
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=client(world, "d"))) as session:
-        async with session.get(url) as answer:
-            assert await answer.json() == {"versions": ["v1"]}
+    connector = aiohttp.TCPConnector(ssl=client(world, "d"))
+    async with aiohttp.ClientSession(connector=connector) as session, session.get(url) as answer:
+        assert await answer.json() == {"versions": ["v1"]}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=old)) as session:
         with pytest.raises(aiohttp.ClientError):
             await session.get(url)

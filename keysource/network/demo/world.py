@@ -144,9 +144,10 @@ class World:
     async def _left_running(self) -> dict[int, str]:
         loop = asyncio.get_running_loop()
         end = loop.time() + _LAST_CHANCE
-        while (found := self.found()) and loop.time() < end:
+        while True:
+            if not (found := self.found()) or loop.time() >= end:
+                return found
             await asyncio.sleep(0.05)
-        return found
 
     def found(self) -> dict[int, str]:
         """Every process of the scene that runs now, whoever started it: looked for in /proc."""
