@@ -58,6 +58,8 @@ class LinkFeed:
             self._set_alarms({_UNNAMED: status.alarm} if status.alarm else {})
         except (sqlite3.Error, StoreError) as error:
             raise Unavailable(str(error)) from None
+        if 0 < self._next_block <= status.next_block:  # a crash came between storing and acknowledging
+            await device.ack(self._next_block - 1)
         self._state.up, self._state.trouble, self._said = True, "", ""
         self._watch = asyncio.create_task(self._watch_status(device))
         log.info("device connected", link=self._link.name, origin=device.info.origin.value)

@@ -25,8 +25,8 @@ from keysource.network.demo.world import CONNECTION, NODES, REAL, DemoFailed, Wo
 
 _LOOK = 0.2
 _LAST_DRAW = 10.0
-_ALARMING = 0.11
-"""A quantum bit error ratio from which no BB84 link has a key: the last one that was asked is still Eve's."""
+_CLEAN = 0.03
+"""A quantum bit error ratio that this link stays below without Eve; while it is higher, the last asked is hers."""
 _COMPARED = 8
 """Keys that were drawn, and of whose shares south had one."""
 CUT, SPARE = "west-middle", "west-south"
@@ -257,7 +257,7 @@ class Acts:
 
     def _eve_is_gone(self) -> bool:
         link = self._link("west", REAL)
-        return not link["alarm"] and (link["qber"] or 1.0) < _ALARMING
+        return not link["alarm"] and (link["qber"] or 1.0) < _CLEAN
 
     def _south_saw(self) -> list[tuple[dict[str, Any], bytes]]:
         copies = self._world.copies("south")
