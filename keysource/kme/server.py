@@ -48,8 +48,8 @@ class KmeServer:
         peers = {peer.id: PeerClient(peer.id, peer.url, contexts(config)[1]) for peer in config.peer_kme}
         self.site = Site(config, peers)
         self.audit = Audit(config.audit_path, config.kme.id)
-        devices = {link.peer_kme: link.device for link in config.link if link.device is not None}
-        self._feeds = [Feed(self.site, peer, config.path(device)) for peer, device in devices.items()]
+        devices = {link.stock: link.device for link in config.link if link.device is not None}
+        self._feeds = [Feed(self.site, stock, config.path(device)) for stock, device in devices.items()]
         self._sae_api = SaeApi(self.site, self.faults, self.audit)
         peer_api = PeerApi(self.site, self.audit)
         self._listeners = [
@@ -194,13 +194,14 @@ class KmeServer:
     async def _status(self) -> dict[str, Any]:
         links = []
         store = await self.site.db(lambda store: store.health())
-        for peer, link in self.site.links.items():
-            counts = await self._counts(peer)
+        for stock, link in self.site.links.items():
+            counts = await self._counts(stock)
             row = link.row
             links.append(
                 {
-                    "peer_kme": peer,
-                    "saes": self.config.saes_at(peer),
+                    "peer_kme": link.peer,
+                    "stock": stock,
+                    "saes": self.config.saes_at(link.peer),
                     "link": row.name if row else None,
                     "origin": row.origin.value if row else None,
                     "next_block": row.next_block if row else 0,
