@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import ssl
+from pathlib import Path
 
 from keysource import tls
 from keysource.kme import tlsfiles
