@@ -24,9 +24,9 @@ from aiohttp import web
 from keysource.base import KEY_BYTES, End
 from keysource.device.messages import BlockFacts, DeviceInfo
 from keysource.device.server import DeviceServer
-from keysource.errors import KeySourceError
 from keysource.kme.audit import Audit, AuditError
 from keysource.kme.auth import Certificate, certificate_of, common_name
+from keysource.kme.boundedlog import BoundedLog
 from keysource.kme.config import Limits
 from keysource.kme.control import ControlServer
 from keysource.kme.epochs import site_key_path
@@ -89,6 +89,7 @@ class NodeProcess:
         limits = config.limits
         self._rates = {name: TokenBucket(limits.requests_per_second, limits.burst) for name in self._callers}
         self._too_many = dict.fromkeys(self._callers, 0)
+        self._told = BoundedLog()
         self._listener = Listener(config.node.listen, server, self._application, Limits, self._name_of)
         self._control = ControlServer(control_path(config, base), self._answer)
 
@@ -165,6 +166,8 @@ class NodeProcess:
                     self._store.begin_epoch(now)
             except (sqlite3.Error, StoreError, OSError) as error:
                 self._fails("store", error)
+            for told in (self._told, self._listener.told):
+                told.summary()
             await asyncio.sleep(_HOUSEKEEPING)
 
     async def _rewrap_some(self) -> bool:
@@ -300,7 +303,7 @@ class NodeProcess:
         except AuditError as error:
             self._fails("audit log", error)
         except Exception as error:
-            log.error("a request failed", error=type(error).__name__)
+            self._told.error("a request failed", "", time.monotonic(), error=type(error).__name__)
         return web.Response(status=503)
 
     async def _post(self, path: str, request: web.Request) -> web.Response:
@@ -312,8 +315,9 @@ class NodeProcess:
         except web.HTTPRequestEntityTooLarge:
             return web.json_response({"message": "the message is too long"}, status=400)
         except BadMessage as error:
-            log.warning("a message was refused", sender=sender, reason=str(error))
-            self._log_file.refused(str(error), time.monotonic(), node=sender)
+            now = time.monotonic()
+            self._told.warning("a message was refused", sender, now, sender=sender, reason=str(error))
+            self._log_file.refused(str(error), now, node=sender)
             return web.json_response({"message": str(error)}, status=400)
         return web.Response(status=202 if done else 503)
 
@@ -327,7 +331,7 @@ class NodeProcess:
         name = self._name_of(certificate)
         if not name:
             stranger = (common_name(certificate) or "")[:64]
-            log.warning("a stranger was refused", common_name=stranger)
+            self._told.warning("a stranger was refused", stranger, now, common_name=stranger)
             self._log_file.refused("stranger", now, node=stranger)
             raise web.HTTPUnauthorized
         if wait := self._rates[name].wait(now):
@@ -393,6 +397,3 @@ def _open_store(config: NodeConfig, base: Path) -> NodeStore:
 
 async def _wait(event: asyncio.Event) -> None:
     await event.wait()
-
-
-__all__ = ["KeySourceError", "NodeProcess", "audit_path", "control_path"]
