@@ -145,7 +145,7 @@ def _places(config: KmeConfig) -> Iterator[Finding]:
     for link in config.link:
         device = None if link.device is None else config.path(link.device)
         if device is not None and not device.is_socket():
-            yield Finding(False, f"[[link]] to {link.peer_kme!r}: no device listens at {device} now")
+            yield Finding(False, f"[[link]] to {link.stock!r}: no device listens at {device} now")
     linked = {link.peer_kme for link in config.link}
     for peer in config.peer_kme:
         if peer.id not in linked:

@@ -220,7 +220,7 @@ def _print_status(answer: dict[str, Any]) -> None:
         device = "up" if link["device_connected"] else link["trouble"]
         numbers = (str(link[name]) for name in ("own_free", "peer_free", "reserved", "issued", "fetched"))
         ways = "\n".join(" > ".join(path) for path in link["paths"]) or "direct"
-        table.add_row(link["peer_kme"], device, link["alarm"] or "none", ways, *numbers)
+        table.add_row(link["stock"], device, link["alarm"] or "none", ways, *numbers)
     console.print(table)
     table = Table()
     for title in ("SAE", "may share with", "requests", "keys issued", "keys fetched", "refused"):

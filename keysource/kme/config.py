@@ -73,6 +73,7 @@ saes = ["sae-bob"]                       # SAEs that are served there
 [[link]]                                 # the QKD device at this end of the link to that KME
 device = "link/device.sock"
 peer_kme = "kme-bob"
+# name = "second fibre"                  # where several [[link]]s lead to one KME: of all but one; never change it
 
 [[sae]]
 id = "sae-alice"                         # the common name of its certificate
@@ -196,6 +197,13 @@ class Link(_Table):
     device: str | None = None
     """None: another process of the site, on the same database, has the device."""
     peer_kme: Name
+    name: Name | None = None
+    """Where several links lead to one KME, all but one need one; it names the link's stock for good."""
+
+    @property
+    def stock(self) -> str:
+        """Under which name its key lies in the store."""
+        return self.peer_kme if self.name is None else f"{self.peer_kme} {self.name}"
 
 
 class Sae(_Table):
@@ -226,10 +234,14 @@ class KmeConfig(_Table):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"{name!r} stands for two things; SAE and KME IDs are unique in the network")
-        linked = [link.peer_kme for link in self.link]
-        for peer in linked:
-            if peer not in peers or linked.count(peer) > 1:
-                raise ValueError(f"[[link]] peer_kme {peer!r} must be one [[peer_kme]], and each has one link")
+        stocks = [link.stock for link in self.link]
+        for link in self.link:
+            if link.peer_kme not in peers:
+                raise ValueError(f"[[link]] peer_kme {link.peer_kme!r} must be one [[peer_kme]]")
+            if link.stock in peers and link.name is not None:
+                raise ValueError(f"[[link]] name {link.name!r} makes {link.stock!r}, which is another KME")
+            if stocks.count(link.stock) > 1:
+                raise ValueError(f"[[link]] peer_kme {link.peer_kme!r}: each of several links needs its own name")
         for sae in self.sae:
             for other in sae.may_share_with:
                 if other not in foreign:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import ssl
-import stat
 from pathlib import Path
 
-from cryptography import x509
-
 from keysource import tls
+from keysource.kme import tlsfiles
 from keysource.kme.config import ConfigError, KmeConfig
+from keysource.kme.tlsfiles import Fingerprint
 
 _FILES = ("ca", "certificate", "private_key")
-Fingerprint = tuple[object, ...]
 
 
 def contexts(config: KmeConfig) -> tuple[ssl.SSLContext, ssl.SSLContext]:
@@ -50,33 +48,13 @@ def expired_context(config: KmeConfig) -> ssl.SSLContext:
 
 def fingerprint(config: KmeConfig) -> Fingerprint:
     """Differs when one of the files was written or replaced."""
-    return tuple(_stat(config.path(getattr(config.kme, name))) for name in _FILES)
+    return tlsfiles.fingerprint_of(config.path(getattr(config.kme, name)) for name in _FILES)
 
 
 def not_after(config: KmeConfig) -> str:
     """When our certificate ends, ISO 8601; empty where that cannot be read."""
-    try:
-        certificate = x509.load_pem_x509_certificate(config.path(config.kme.certificate).read_bytes())
-    except (OSError, ValueError):
-        return ""
-    return certificate.not_valid_after_utc.isoformat()
-
-
-def _stat(path: Path) -> object:
-    try:
-        info = path.stat()
-    except OSError as error:
-        return error.errno
-    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+    return tlsfiles.not_after(config.path(config.kme.certificate))
 
 
 def _read(config: KmeConfig, key: str, name: str, *, secret: bool = False) -> bytes:
-    path = config.path(name)
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if not stat.S_ISREG(mode) or (secret and mode & 0o077):
-                raise ConfigError(f"[kme] {key}: {path} must be a file with mode 0600")
-            return file.read()
-    except OSError as error:
-        raise ConfigError(f"[kme] {key}: {path}: {error.strerror}") from None
+    return tlsfiles.read_file("[kme]", key, config.path(name), secret=secret)

@@ -31,9 +31,9 @@ log = structlog.get_logger("kme")
 class Feed:
     """Follows one device."""
 
-    def __init__(self, site: Site, peer: str, path: Path) -> None:
-        self._site, self._peer, self._path = site, peer, path
-        self._link = site.links[peer]
+    def __init__(self, site: Site, stock: str, path: Path) -> None:
+        self._site, self._peer, self._path = site, stock, path
+        self._link = site.links[stock]
         self._watch: asyncio.Task[None] | None = None
         self._said = ""
 

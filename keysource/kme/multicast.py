@@ -40,6 +40,8 @@ from keysource.kme.site import EXHAUSTED, ROUNDS, NotNow, Site, Taken
 _background: set[asyncio.Task[None]] = set()
 Shares = dict[str, Terms]
 """Peer KME -> what its slaves get; the first peer's link makes the key.  ``slaves`` differ, the rest is alike."""
+Ways = dict[str, tuple[str, str]]
+"""Peer KME -> stock and name of the link that goes there."""
 
 
 @dataclass(slots=True)
@@ -48,7 +50,7 @@ class _Round:
 
     keys: list[StoredKey]
     shares: Shares
-    links: dict[str, str]
+    ways: Ways
     tokens: dict[str, list[str]]
     offers: list[Offer]
     deposits: dict[str, list[Deposit]] = field(default_factory=dict)
@@ -73,18 +75,19 @@ async def issue(site: Site, shares: Shares, number: int, wanted: Wanted) -> list
     first, *others = shares
     units = shares[first].units
     counts = {peer: number * (units if peer == first else units + 1) for peer in (first, *others)}
-    links = {peer: site.usable(peer, terms) for peer, terms in shares.items()}
+    stocks = {peer: await site.richest(peer, terms, counts[peer], wanted) for peer, terms in shares.items()}
+    ways = {peer: (stock, site.usable(stock, shares[peer])) for peer, stock in stocks.items()}
     try:
         async with site.turn():
-            keys = await _some_round(site, shares, links, number, wanted, counts)
+            keys = await _some_round(site, shares, ways, number, wanted, counts)
     except TimeoutError:
         raise NotNow("a KME of these slaves takes too long") from None
     except KeysNotFound:
         raise NotNow("keys were voided while they were taken") from None
     try:
         for peer, terms in shares.items():
-            site.usable(peer, terms)  # an alarm may have come while they were offered
-        await site.db(lambda store: store.count_issued(first, number))
+            site.usable(stocks[peer], terms)  # an alarm may have come while they were offered
+        await site.db(lambda store: store.count_issued(stocks[first], number))
     except BaseException:
         for key in keys:
             wipe(key.material)
@@ -94,20 +97,21 @@ async def issue(site: Site, shares: Shares, number: int, wanted: Wanted) -> list
 
 
 async def _some_round(
-    site: Site, shares: Shares, links: dict[str, str], number: int, wanted: Wanted, counts: dict[str, int]
+    site: Site, shares: Shares, ways: Ways, number: int, wanted: Wanted, counts: dict[str, int]
 ) -> list[StoredKey]:
     for _ in range(ROUNDS):
-        round_ = await _prepare(site, shares, links, number, wanted, counts)
+        round_ = await _prepare(site, shares, ways, number, wanted, counts)
         if await _all_reserve(site, round_):
             return round_.keys
     raise NotNow("too many keys are not held by the other KMEs", reason=EXHAUSTED)
 
 
 async def _prepare(
-    site: Site, shares: Shares, links: dict[str, str], number: int, wanted: Wanted, counts: dict[str, int]
+    site: Site, shares: Shares, ways: Ways, number: int, wanted: Wanted, counts: dict[str, int]
 ) -> _Round:
     first = next(iter(shares))
-    taken = await site.take(wanted, shares[first], counts)
+    by_stock = await site.take(wanted, shares[first], {ways[peer][0]: count for peer, count in counts.items()})
+    taken = {peer: by_stock[stock] for peer, (stock, _link) in ways.items()}
     parts = [key for units in taken.values() for _unit, key in units]
     origin, hops = weakest(key.origin for key in parts), max(key.hops for key in parts)
     shares = {peer: replace(terms, origin=origin, hops=hops) for peer, terms in shares.items()}
@@ -120,10 +124,10 @@ async def _prepare(
         offers.append(Offer(name, block, tokens[first][index], tuple(more)))
         material = _joined([key for _unit, key in units], size)
         keys.append(StoredKey(name, material, origin, hops))
-    round_ = _Round(keys, shares, links, tokens, offers)
+    round_ = _Round(keys, shares, ways, tokens, offers)
     for peer in list(shares)[1:]:
         round_.deposits[peer] = [
-            _deposit(links[peer], shares[peer], key, tokens[peer][index], taken[peer][index :: len(keys)])
+            _deposit(ways[peer][1], shares[peer], key, tokens[peer][index], taken[peer][index :: len(keys)])
             for index, key in enumerate(keys)
         ]
     return round_
@@ -155,10 +159,10 @@ async def _all_reserve(site: Site, round_: _Round) -> bool:
     """
     first = next(iter(round_.shares))
     calls: dict[str, Coroutine[Any, Any, Reservation]] = {
-        first: site.peers[first].reserve(round_.links[first], round_.shares[first], round_.offers)
+        first: site.peers[first].reserve(round_.ways[first][1], round_.shares[first], round_.offers)
     }
     for peer, deposits in round_.deposits.items():
-        calls[peer] = site.peers[peer].deposit(round_.links[peer], round_.shares[peer], deposits)
+        calls[peer] = site.peers[peer].deposit(round_.ways[peer][1], round_.shares[peer], deposits)
     complete = False
     try:
         answers = await asyncio.gather(*(_counted(call) for call in calls.values()), return_exceptions=True)
@@ -170,7 +174,7 @@ async def _all_reserve(site: Site, round_: _Round) -> bool:
             if isinstance(answer, BaseException):
                 raise answer
             lacking += bool(answer.missing)
-            await site.drop_missing(peer, round_.units(peer), answer)
+            await site.drop_missing(round_.ways[peer][0], round_.units(peer), answer)
         complete = not lacking
         crashpoints.at("multicast.reserved")
         return complete

@@ -47,8 +47,8 @@ class PeerApi:
         except ValueError as error:
             raise Refused(400, str(error)) from None
         terms = asked.terms()
-        self._check(peer, terms, asked.link)
-        answer = await self._site.reserve(peer, terms, offers)
+        stock = self._check(peer, terms, asked.link)
+        answer = await self._site.reserve(stock, terms, offers)
         missing = set(answer.missing)
         held = [offer.key_id for offer in offers if not missing & {unit.key_id for unit in offer.units}]
         return await self._reserved(request, peer, terms, held, answer)
@@ -61,9 +61,9 @@ class PeerApi:
         except ValueError as error:
             raise Refused(400, str(error)) from None
         terms = asked.terms()
-        self._check(peer, terms, asked.link)
+        stock = self._check(peer, terms, asked.link)
         try:
-            answer = await self._site.deposit(peer, terms, deposits)
+            answer = await self._site.deposit(stock, terms, deposits)
         except BadDeposit as error:
             self._site.told.error("a deposit was refused", peer, time.monotonic(), peer=peer, reason=str(error))
             raise Refused(409, str(error)) from None
@@ -132,7 +132,8 @@ class PeerApi:
         names = uri_names(certificate, prefix)
         return any(prefix or config.local_sae(name) or config.peer_of(name) for name in names)
 
-    def _check(self, peer: str, terms: Terms, link: str) -> None:
+    def _check(self, peer: str, terms: Terms, link: str) -> str:
+        """The stock of the link that is meant."""
         config = self._site.config
         served = config.peer_of(terms.master)
         for slave in terms.slaves:
@@ -144,8 +145,10 @@ class PeerApi:
                 raise Refused(403, f"{slave!r} shares no keys with {terms.master!r} here")
         if len(set(terms.slaves)) != len(terms.slaves):
             raise Refused(400, "slave_SAE_IDs: each may stand once")
-        row = self._site.links[peer].row
-        if row is not None and row.name != link:
-            facts, now = {"here": row.name, "there": link[:64]}, time.monotonic()
+        meant = self._site.link_meant(peer, link)
+        if meant is None:
+            here = ", ".join(repr(known.row.name) for known in self._site.links_to(peer) if known.row)
+            facts, now = {"here": here, "there": link[:64]}, time.monotonic()
             self._site.told.error("the devices are not of one link", peer, now, peer=peer, **facts)
-            raise Refused(409, f"the device here belongs to link {row.name!r}, not {link[:64]!r}")
+            raise Refused(409, f"the device here belongs to link {here}, not {link[:64]!r}")
+        return meant.stock

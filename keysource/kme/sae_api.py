@@ -180,7 +180,7 @@ class SaeApi:
     async def _status(self, request: web.Request) -> web.Response:
         sae, slave = self._caller(request), request.match_info["sae"]
         peer = self._peer_of(sae, slave)
-        link, counts = self._site.links[peer.id], await self._site.counts_for_saes(peer.id)
+        link, counts = await self._site.summary(peer.id)
         empty = self._faults.fault is Fault.EMPTY
         extension: Extension = {
             "qvpn_held_keys": 0 if empty else counts.own_free + counts.peer_free + counts.reserved

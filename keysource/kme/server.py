@@ -21,6 +21,7 @@ from keysource.kme.control import ControlServer
 from keysource.kme.credentials import contexts, expired_context, fingerprint, not_after
 from keysource.kme.faults import Fault, FaultSwitch, fault_named
 from keysource.kme.feed import Feed
+from keysource.kme.following import FileFollower
 from keysource.kme.listener import Listener, ListenError
 from keysource.kme.peer_api import PeerApi
 from keysource.kme.peering import PeerClient
@@ -30,7 +31,6 @@ from keysource.kme.site import NotNow, Site
 from keysource.kme.skip_api import SkipApi
 
 _HOUSEKEEPING = 60.0
-_LOOK_AT_FILES = 2.0
 _LOOK_AT_LINKS = 0.5
 _PEERS, _PLAIN = 1, 2  # the listeners are for SAEs, for other KMEs, and then SKIP's
 log = structlog.get_logger("kme")
@@ -43,13 +43,13 @@ class KmeServer:
         """Reads the certificates.  ``file`` is read again on SIGHUP.  Raises :class:`ConfigError`."""
         self._file = file
         self.faults = FaultSwitch(fault)
-        self._fingerprint = fingerprint(config)
+        self._files = FileFollower(fingerprint(config), lambda: fingerprint(self.config), self._reload)
         server, _client = contexts(config)
         peers = {peer.id: PeerClient(peer.id, peer.url, contexts(config)[1]) for peer in config.peer_kme}
         self.site = Site(config, peers)
         self.audit = Audit(config.audit_path, config.kme.id)
-        devices = {link.peer_kme: link.device for link in config.link if link.device is not None}
-        self._feeds = [Feed(self.site, peer, config.path(device)) for peer, device in devices.items()]
+        devices = {link.stock: link.device for link in config.link if link.device is not None}
+        self._feeds = [Feed(self.site, stock, config.path(device)) for stock, device in devices.items()]
         self._sae_api = SaeApi(self.site, self.faults, self.audit)
         peer_api = PeerApi(self.site, self.audit)
         self._listeners = [
@@ -89,7 +89,7 @@ class KmeServer:
             await self._control.start()
             await self._apply(self.faults.fault)
             tasks = [asyncio.create_task(feed.run()) for feed in self._feeds]
-            tasks += [asyncio.create_task(work) for work in (self._housekeeping(), self._follow_files(hangup))]
+            tasks += [asyncio.create_task(work) for work in (self._housekeeping(), self._files.run(hangup))]
             if self.site.shared:
                 tasks.append(asyncio.create_task(self._follow_links()))
             tasks.append(asyncio.create_task(_wait(stop)))
@@ -135,25 +135,6 @@ class KmeServer:
                     log.error("the store fails", error=said)
             await asyncio.sleep(_LOOK_AT_LINKS)
 
-    async def _follow_files(self, hangup: asyncio.Event) -> None:
-        """SIGHUP: configuration and certificates anew; certificates also when their files change."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_AT_FILES):
-                    await hangup.wait()
-            ordered = hangup.is_set()
-            hangup.clear()
-            now = fingerprint(self.config)
-            if ordered or now != self._fingerprint:
-                self._fingerprint = now
-                try:
-                    await self._reload(ordered)
-                except ConfigError as error:
-                    log.error("nothing was reloaded, all goes on as it was", reason=str(error))
-                except OSError as error:  # no descriptor left, say
-                    self._fingerprint = ()  # serve on, but try again: the old files must not be believed for good
-                    log.error("the reload is not complete, it will be tried again", reason=error.strerror)
-
     async def _reload(self, configuration: bool) -> None:
         """Raises :class:`ConfigError`; then nothing has changed."""
         config = load(self._file) if configuration and self._file else self.config
@@ -164,7 +145,7 @@ class KmeServer:
         clients = {peer.id: contexts(config)[1] for peer in config.peer_kme}
         self.site.config = config
         self._sae_api.reconfigure()
-        self._fingerprint = read
+        self._files.known = read
         for listener, server in zip(self._listeners, servers, strict=True):
             await listener.renew(server)
         await asyncio.gather(*(self.site.peers[peer].renew(context) for peer, context in clients.items()))
@@ -213,13 +194,14 @@ class KmeServer:
     async def _status(self) -> dict[str, Any]:
         links = []
         store = await self.site.db(lambda store: store.health())
-        for peer, link in self.site.links.items():
-            counts = await self._counts(peer)
+        for stock, link in self.site.links.items():
+            counts = await self._counts(stock)
             row = link.row
             links.append(
                 {
-                    "peer_kme": peer,
-                    "saes": self.config.saes_at(peer),
+                    "peer_kme": link.peer,
+                    "stock": stock,
+                    "saes": self.config.saes_at(link.peer),
                     "link": row.name if row else None,
                     "origin": row.origin.value if row else None,
                     "next_block": row.next_block if row else 0,

@@ -18,18 +18,19 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
 
 import structlog
 
-from keysource.base import Owner
+from keysource.base import Owner, wipe
 from keysource.kme import crashpoints
 from keysource.kme.boundedlog import BoundedLog
 from keysource.kme.config import KmeConfig
 from keysource.kme.keystore import KeyStore
+from keysource.kme.links import LinkState, link_named, links_of, links_to, shared_out
 from keysource.kme.logs import hashed
 from keysource.kme.peering import PeerClient, PeerUnavailable
 from keysource.kme.records import (
@@ -42,6 +43,7 @@ from keysource.kme.records import (
     Offer,
     Reservation,
     StoredKey,
+    StoreError,
     Terms,
     Unit,
     Wanted,
@@ -58,6 +60,8 @@ AT_ONCE, QUEUE_TIMEOUT = 16, 0.8
 """Exchanges with other KMEs that may be under way, and seconds that one more waits for its turn.  Without this bound
 a crowd slows all of its exchanges down until none ends in time, and all of their work is done again and again."""
 Taken = tuple[Unit, StoredKey]
+Refused = dict[str, "NotNow"]
+"""Stock -> why there is no key of it now."""
 EXHAUSTED = "exhausted"  # only for lack of keys
 NOT_OWNER = "not-owner"  # all keys of the link are issued at its other end
 log = structlog.get_logger("kme")
@@ -69,29 +73,6 @@ class NotNow(Exception):
     def __init__(self, message: str, *, reason: str = "") -> None:
         super().__init__(message)
         self.reason = reason
-
-
-@dataclass(slots=True)
-class LinkState:
-    """What is known of a link and its device now."""
-
-    peer: str
-    row: LinkRow | None = None
-    """None before the device has ever said hello."""
-    connected: bool = False
-    trouble: str = "the device was not reached yet"
-    alarms: dict[str, str] = field(default_factory=dict)
-    qber: float | None = None
-    key_rate: float | None = None
-    hops: int = 0
-    """Of the last block."""
-    paths: tuple[tuple[str, ...], ...] = ()
-    """Of the last block, where it was relayed."""
-
-    @property
-    def alarm(self) -> str:
-        """Empty where there is none."""
-        return "; ".join(f"{kind}: {detail}" if detail else kind for kind, detail in self.alarms.items())
 
 
 @dataclass(slots=True)
@@ -111,6 +92,10 @@ def _link(store: KeyStore, peer: str) -> LinkRow | None:
     return store.link(peer)
 
 
+def _withdraw(store: KeyStore, stock: str, tokens: list[str]) -> int:
+    return store.withdraw(stock, tokens)
+
+
 def _too_few(terms: Terms) -> NotNow:
     return NotNow(f"too few keys are left for {', '.join(map(repr, terms.slaves))}", reason=EXHAUSTED)
 
@@ -120,7 +105,7 @@ class Site:
 
     def __init__(self, config: KmeConfig, peers: dict[str, PeerClient]) -> None:
         self.config = config
-        self.links = {peer.id: LinkState(peer.id) for peer in config.peer_kme}
+        self.links = links_of(config)
         self.peers = peers
         self.told = BoundedLog()
         """For what callers can cause at will."""
@@ -154,8 +139,8 @@ class Site:
     async def follow_links(self) -> None:
         """What other processes at the same store have heard of the devices that they have."""
         for link in self.config.link:
-            state = self.links[link.peer_kme]
-            row = await self.db(partial(_link, peer=link.peer_kme))
+            state = self.links[link.stock]
+            row = await self.db(partial(_link, peer=link.stock))
             if link.device is None:
                 state.trouble = "another process of the site has the device"
                 state.alarms = {"last known": row.alarm} if row and row.alarm else {}
@@ -202,6 +187,19 @@ class Site:
             self._counted[peer] = time.monotonic(), counted
         return counted
 
+    async def summary(self, peer: str) -> tuple[LinkState, Counts]:
+        """What an SAE is told of all links to a KME: of the key of those without an alarm, and of an alarm only where
+        all have one."""
+        links = links_to(self.links, peer)
+        well = [link for link in links if not link.alarm] or links
+        counted = [await self.counts_for_saes(link.stock) for link in well]
+        if len(well) == 1:
+            return well[0], counted[0]
+        rates = [link.key_rate for link in well if link.key_rate is not None]
+        place = max(range(len(well)), key=lambda place: counted[place].own_free)
+        total = Counts(*(sum(column) for column in zip(*map(astuple, counted), strict=True)))
+        return replace(well[place], key_rate=sum(rates) if rates else None), total
+
     async def counts(self, peer: str) -> Counts:
         return await self.db(lambda store: store.counts(peer))
 
@@ -226,19 +224,21 @@ class Site:
     # Master's side
 
     async def issue(self, peer: str, terms: Terms, number: int, wanted: Wanted = ANY) -> list[StoredKey]:
-        """``number`` keys made of own units, reserved at the other KME, deleted here.
+        """``number`` keys made of own units, reserved at the other KME, deleted here: of the link that has most, and
+        what that has not of the others.
 
         Raises:
             NotNow: too few keys, an alarm, or the other KME is not there.
         """
-        link = self.usable(peer, terms)
+        self._usable_stocks(peer, terms, {})
         mine: list[Offer] = []
         try:
             async with self.turn():
-                reserved = await self._have_reserved(peer, link, terms, number, wanted, mine)
+                reserved = await self._reserved_somewhere(peer, terms, number, wanted, mine)
             # No deadline from here on: the store would go on without us, and what it deletes would be nobody's.
-            self._well(peer)  # an alarm may have come while they were offered
-            return await self._hand_out(peer, reserved, terms.size)
+            for stock in reserved:
+                self._well(stock)  # an alarm may have come while they were offered
+            return await self._hand_all_out(reserved, terms.size)
         except TimeoutError:
             raise NotNow(f"KME {peer!r} takes too long") from None
         finally:
@@ -263,50 +263,123 @@ class Site:
             finally:
                 self._turns.release()
 
-    def usable(self, peer: str, terms: Terms) -> str:
-        """The name of a link over which own units may be issued now.  Raises :class:`NotNow`."""
-        link = self.links[peer]
+    def usable(self, stock: str, terms: Terms) -> str:
+        """The name of a link over which own units of that stock may be issued now.  Raises :class:`NotNow`."""
+        link = self.links[stock]
         if link.alarm:
-            raise NotNow(f"the link to {peer!r} has an alarm ({link.alarm})")
+            raise NotNow(f"the link to {stock!r} has an alarm ({link.alarm})")
         if link.row and link.row.owner is not Owner.ALTERNATE and Owner(link.row.end) is not link.row.owner:
-            raise NotNow(f"all keys of the link to {peer!r} are issued there", reason=NOT_OWNER)
+            raise NotNow(f"all keys of the link to {stock!r} are issued there", reason=NOT_OWNER)
         if link.row is None:
             raise _too_few(terms)
         return link.row.name
 
+    async def richest(self, peer: str, terms: Terms, units: int, wanted: Wanted) -> str:
+        """The stock of the link there with most units free, counted up to ``units``.  Raises :class:`NotNow`."""
+        stocks = self._usable_stocks(peer, terms, {})
+        if len(stocks) == 1:
+            return stocks[0]
+        free = {stock: await self._free_units(stock, units, terms, wanted) for stock in stocks}
+        return max(stocks, key=lambda stock: free[stock])
+
+    async def _reserved_somewhere(
+        self, peer: str, terms: Terms, number: int, wanted: Wanted, mine: list[Offer]
+    ) -> dict[str, list[Offer]]:
+        """Offers by stock.  A link over which the other KME gives none, for an alarm of its own say, is left out."""
+        refused: Refused = {}
+        while True:
+            reserved: dict[str, list[Offer]] = {}
+            for stock, part in (await self._shared_out(peer, terms, number, wanted, refused)).items():
+                try:
+                    link = self.usable(stock, terms)
+                    reserved[stock] = await self._have_reserved(stock, link, terms, part, wanted, mine)
+                except NotNow as error:
+                    refused[stock] = error
+                    self._release(mine)  # what was reserved of other links is offered again
+                    mine.clear()
+                    break
+            else:
+                return reserved
+
+    async def _shared_out(
+        self, peer: str, terms: Terms, number: int, wanted: Wanted, refused: Refused
+    ) -> dict[str, int]:
+        """Of which stock how many keys.  Raises :class:`NotNow`."""
+        stocks = self._usable_stocks(peer, terms, refused)
+        if len(stocks) == 1:
+            return {stocks[0]: number}
+        needed = number * terms.units
+        free = {s: await self._free_units(s, needed, terms, wanted) // terms.units for s in stocks}
+        if not (parts := shared_out(free, number)):
+            raise next(iter(refused.values()), _too_few(terms))
+        return parts
+
+    def _usable_stocks(self, peer: str, terms: Terms, refused: Refused) -> list[str]:
+        """Of the links to that KME; where none is usable, what stops the first.  Raises :class:`NotNow`."""
+        found, refusals = list[str](), list(refused.values())
+        for link in links_to(self.links, peer):
+            if link.stock in refused:
+                continue
+            try:
+                self.usable(link.stock, terms)
+                found.append(link.stock)
+            except NotNow as error:
+                refusals.append(error)
+        if not found:
+            raise refusals[0]
+        return found
+
+    async def _free_units(self, stock: str, units: int, terms: Terms, wanted: Wanted) -> int:
+        """That :meth:`_choose` could take now, about up to ``units``."""
+        again = [p.offer for p in self._pending.values() if not p.under_way and p.terms == terms]
+        busy = self._busy - {unit.key_id for offer in again for unit in offer.units}
+        found = await self.db(lambda store: store.free_own(stock, units + len(busy), wanted))
+        return sum(unit.key_id not in busy for unit in found)
+
     async def _have_reserved(
-        self, peer: str, link: str, terms: Terms, number: int, wanted: Wanted, mine: list[Offer]
+        self, stock: str, link: str, terms: Terms, number: int, wanted: Wanted, mine: list[Offer]
     ) -> list[Offer]:
         reserved: list[Offer] = []
         for _ in range(ROUNDS):
-            offers = await self._choose(peer, terms, number - len(reserved), wanted, mine)
+            offers = await self._choose(stock, terms, number - len(reserved), wanted, mine)
             crashpoints.at("enc.chosen")
-            answer = await self._offer(peer, link, terms, offers)
+            answer = await self._offer(self.links[stock].peer, link, terms, offers)
             missing = set(answer.missing)
             lacking = [offer for offer in offers if missing & {unit.key_id for unit in offer.units}]
             reserved += [offer for offer in offers if offer not in lacking]
             self._forget(lacking)
-            await self.drop_missing(peer, [unit for offer in lacking for unit in offer.units], answer)
+            await self.drop_missing(stock, [unit for offer in lacking for unit in offer.units], answer)
             if len(reserved) == number:
                 return reserved
-        raise NotNow(f"too many keys are not held by KME {peer!r}", reason=EXHAUSTED)
+        raise NotNow(f"too many keys are not held by KME {self.links[stock].peer!r}", reason=EXHAUSTED)
 
-    async def _hand_out(self, peer: str, reserved: list[Offer], size: int) -> list[StoredKey]:
+    async def _hand_all_out(self, reserved: dict[str, list[Offer]], size: int) -> list[StoredKey]:
+        keys: list[StoredKey] = []
+        try:
+            for stock, offers in reserved.items():
+                keys += await self._hand_out(stock, offers, size)
+        except BaseException:  # all or nothing: those are gone
+            for key in keys:
+                wipe(key.material)
+            raise
+        return keys
+
+    async def _hand_out(self, stock: str, reserved: list[Offer], size: int) -> list[StoredKey]:
         crashpoints.at("enc.reserved")
         units = [[unit.key_id for unit in offer.units] for offer in reserved]
         try:
-            return await self.db(lambda store: store.issue(peer, units, size))
+            return await self.db(lambda store: store.issue(stock, units, size))
         except KeysNotFound:  # a void or a full store took one away between offer and answer
             raise NotNow("keys were voided while they were offered") from None
         finally:
             self._forget(reserved)
 
-    async def _choose(self, peer: str, terms: Terms, number: int, wanted: Wanted, mine: list[Offer]) -> list[Offer]:
+    async def _choose(self, stock: str, terms: Terms, number: int, wanted: Wanted, mine: list[Offer]) -> list[Offer]:
         """Offers for ``number`` more keys, noted in ``mine``: what was offered on these terms before and got no
         answer may be offered again; what another call has, or was offered on other terms, is left alone."""
         async with self.choosing:
             limit = number * terms.units + len(self._busy)
-            free = await self.db(lambda store: store.free_own(peer, limit, wanted))
+            free = await self.db(lambda store: store.free_own(stock, limit, wanted))
             listed = {unit.key_id for unit in free}
             chosen: list[_Pending] = []
             fresh: list[Unit] = []
@@ -355,7 +428,7 @@ class Site:
             self.told.warning("nothing is issued", peer, time.monotonic(), reason=str(error), keys=hashes)
             raise NotNow(str(error)) from None
 
-    async def drop_missing(self, peer: str, units: Sequence[Unit], answer: Reservation) -> None:
+    async def drop_missing(self, stock: str, units: Sequence[Unit], answer: Reservation) -> None:
         """Units that the other KME will never have are deleted; those that it may still get wait.
 
         Raises:
@@ -365,9 +438,10 @@ class Site:
         gone = [unit.key_id for unit in missing if unit.block < answer.next_block]
         if missing:
             keep = set(self._busy)
-            dropped = await self.db(lambda store: store.drop_own(peer, gone, below=answer.first_block, keep=keep))
-            log.warning("the other KME does not hold all keys", peer=peer, dropped=dropped)
+            dropped = await self.db(lambda store: store.drop_own(stock, gone, below=answer.first_block, keep=keep))
+            log.warning("the other KME does not hold all keys", peer=stock, dropped=dropped)
         if len(gone) < len(missing):
+            peer = self.links[stock].peer
             raise NotNow(f"KME {peer!r} has not received these keys from its device yet", reason=EXHAUSTED)
 
     def _note(self, pending: _Pending) -> None:
@@ -390,22 +464,33 @@ class Site:
 
     # Slave's side
 
-    async def reserve(self, peer: str, terms: Terms, offers: list[Offer]) -> Reservation:
+    async def reserve(self, stock: str, terms: Terms, offers: list[Offer]) -> Reservation:
         """The other KME is about to issue these keys.  ``NotNow`` while our device reports an alarm."""
-        if self._well(peer).row is None:
+        if self._well(stock).row is None:
             return Reservation([unit.key_id for offer in offers for unit in offer.units], 0, 0)
         now = time.time()
-        return await self.db(lambda store: store.reserve(peer, terms, offers, now))
+        return await self.db(lambda store: store.reserve(stock, terms, offers, now))
 
-    async def deposit(self, peer: str, terms: Terms, deposits: list[Deposit]) -> Reservation:
+    async def deposit(self, stock: str, terms: Terms, deposits: list[Deposit]) -> Reservation:
         """The same for keys of another link.  Raises :class:`NotNow`, :class:`~keysource.kme.records.BadDeposit`."""
-        self._well(peer)
+        self._well(stock)
         now = time.time()
-        return await self.db(lambda store: store.deposit(peer, terms, deposits, now))
+        return await self.db(lambda store: store.deposit(stock, terms, deposits, now))
 
     async def withdrawn(self, peer: str, tokens: list[str]) -> int:
         """The other KME will not issue these.  Returns how many are gone."""
-        return await self.db(lambda store: store.withdraw(peer, tokens))
+        gone = 0
+        for link in links_to(self.links, peer):
+            gone += await self.db(partial(_withdraw, stock=link.stock, tokens=tokens))
+        return gone
+
+    def links_to(self, peer: str) -> list[LinkState]:
+        """All links to one KME."""
+        return links_to(self.links, peer)
+
+    def link_meant(self, peer: str, name: str) -> LinkState | None:
+        """By the name that the devices say; None where it is another one."""
+        return link_named(self.links, peer, name)
 
     async def fetch(self, master: str, slave: str, key_ids: list[str]) -> list[StoredKey]:
         """Raises :class:`NotTheSlave` or :class:`KeysNotFound`; then nothing is gone."""
@@ -414,16 +499,19 @@ class Site:
         may = sae is not None and master in sae.may_share_with
         return await self.db(lambda store: store.fetch(master, slave, key_ids, may=may))
 
-    def _well(self, peer: str) -> LinkState:
-        link = self.links[peer]
+    def _well(self, stock: str) -> LinkState:
+        link = self.links[stock]
         if link.alarm:
-            raise NotNow(f"the link to {peer!r} has an alarm ({link.alarm})")
+            raise NotNow(f"the link to {stock!r} has an alarm ({link.alarm})")
         return link
 
     # What the device says
 
     async def bind(self, link: LinkRow) -> LinkRow:
         """Raises :class:`~keysource.kme.store.StoreError` where the device is another end or another link."""
+        for other in self.links.values():
+            if other.stock != link.peer and other.row is not None and other.row.name == link.name:
+                raise StoreError(f"the devices of {other.stock!r} and {link.peer!r} are both of link {link.name!r}")
         row = await self.db(lambda store: store.bind_link(link))
         self.links[link.peer].row = row
         return row

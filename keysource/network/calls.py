@@ -10,8 +10,9 @@ from pathlib import Path
 import aiohttp
 import structlog
 
-from keysource import tls as tls_contexts
 from keysource.kme.auth import must_be
+from keysource.kme.config import ConfigError
+from keysource.kme.tlsfiles import TlsFiles
 from keysource.network import crashes, messages
 from keysource.network.errors import TopologyError
 from keysource.network.messages import Message, Share
@@ -30,6 +31,7 @@ class Caller:
         self._mine, self._other = mine, other
         self._tls = must_be(tls, other.id)
         self._queue: asyncio.Queue[Message] = asyncio.Queue(_QUEUE)
+        self._renewed = False
         self._session: aiohttp.ClientSession | None = None
         self._said = ""
 
@@ -38,18 +40,18 @@ class Caller:
         with contextlib.suppress(asyncio.QueueFull):
             self._queue.put_nowait(message)
 
+    def renew(self, tls: ssl.SSLContext) -> None:
+        """Other certificates from now on; a call under way ends as it began."""
+        self._tls, self._renewed = must_be(tls, self._other.id), True
+
     async def run(self) -> None:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=self._tls, limit=2),
-            timeout=aiohttp.ClientTimeout(total=_CALL_TIMEOUT),
-            trust_env=False,
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
         while True:
             message = await self._queue.get()
+            if self._renewed:
+                self._renewed = False
+                await self.aclose()
             path, body = messages.encode(message, self._mine.id, self._mine.url)
-            trouble = await self._call(self._session, path, body)
+            trouble = await self._call(self._opened(), path, body)
             if isinstance(message, Share):
                 crashes.at("share.sent")
             if trouble and trouble != self._said:
@@ -60,6 +62,17 @@ class Caller:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=self._tls, limit=2),
+                timeout=aiohttp.ClientTimeout(total=_CALL_TIMEOUT),
+                trust_env=False,
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
 
     async def _call(self, session: aiohttp.ClientSession, path: str, body: bytes) -> str:
         headers = {"Content-Type": "application/json"}
@@ -72,19 +85,15 @@ class Caller:
             return type(error).__name__
 
 
+def tls_files(config: NodeConfig, base: Path) -> TlsFiles:
+    """Those of a node."""
+    node = config.node
+    return TlsFiles("[node]", base / node.ca, base / node.certificate, base / node.private_key)
+
+
 def contexts(config: NodeConfig, base: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """TLS for the listener, and for calls.  Raises :class:`TopologyError`."""
-    node = config.node
-    parts: list[bytes] = []
-    for key, name in (("ca", node.ca), ("certificate", node.certificate), ("private_key", node.private_key)):
-        path = base / name
-        try:
-            if key == "private_key" and path.stat().st_mode & 0o077:
-                raise TopologyError(f"[node] {key}: {path} must have mode 0600")
-            parts.append(path.read_bytes())
-        except OSError as error:
-            raise TopologyError(f"[node] {key}: {path}: {error.strerror}") from None
     try:
-        return tls_contexts.server_context(*parts), tls_contexts.client_context(*parts)
-    except ValueError as error:
-        raise TopologyError(f"[node]: {error}") from None
+        return tls_files(config, base).contexts()
+    except ConfigError as error:
+        raise TopologyError(str(error)) from None

@@ -46,8 +46,12 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="Where a corrupt node writes all that it can read.")
     ] = None,
 ) -> None:
-    """Run a node in the foreground until SIGTERM or Ctrl-C; log to standard error."""
+    """Run a node in the foreground until SIGTERM or Ctrl-C; log to standard error.
+
+    The certificates are read anew where their files change, and on SIGHUP.
+    """
     from keysource.errors import KeySourceError
+    from keysource.kme.audit import AuditError
     from keysource.kme.control import ControlError
     from keysource.kme.listener import ListenError
     from keysource.kme.logs import set_up
@@ -70,7 +74,7 @@ def serve(
         asyncio.run(run())
     except (TopologyError, ValueError) as error:
         _fail(str(error), 2)
-    except (StoreError, ListenError, ControlError, KeySourceError) as error:
+    except (StoreError, ListenError, ControlError, AuditError, KeySourceError) as error:
         _fail(str(error), 1)
 
 
@@ -122,8 +126,13 @@ def status(file: File, as_json: Annotated[bool, typer.Option("--json", help="One
     if as_json:
         print(json.dumps(said))
         return
+    console = Console()
     for table in status_tables(said):
-        Console().print(table)
+        console.print(table)
+    for name, count in said["too_many_requests"].items():
+        console.print(f"{name} asked too often, {count} times", highlight=False)
+    words = f"certificate ends {said['certificate_ends']}; audit log {said['audit']}"
+    console.print(words, highlight=False, soft_wrap=True)
 
 
 @app.command()

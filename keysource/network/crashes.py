@@ -7,6 +7,7 @@ import signal
 
 VARIABLE = "QVPN_RELAY_CRASH_AT"
 POINTS = (
+    "block.in-transaction",
     "block.stored",
     # a sender
     "pad.in-transaction",
@@ -23,9 +24,12 @@ POINTS = (
     # the initiator
     "prepare.in-transaction",
     "prepare.stored",
+    "settle.in-transaction",
     "settle.stored",
     # both, when a block has gone to whoever uses it
     "delivered.stored",
+    # a store of an older release
+    "migrate.in-transaction",
 )
 _armed = ""
 _left = 0

@@ -36,6 +36,8 @@ class LinkFeed:
         if stored and stored.alarm:
             self._state.alarm = stored.alarm
         self._next_block = stored.next_block if stored else 0
+        if gone := core.store.drop_worse(name, self._link.origin):
+            log.warning("the map claims more of a link than when its units came", link=name, dropped=gone)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -56,6 +58,8 @@ class LinkFeed:
             self._set_alarms({_UNNAMED: status.alarm} if status.alarm else {})
         except (sqlite3.Error, StoreError) as error:
             raise Unavailable(str(error)) from None
+        if 0 < self._next_block <= status.next_block:  # a crash came between storing and acknowledging
+            await device.ack(self._next_block - 1)
         self._state.up, self._state.trouble, self._said = True, "", ""
         self._watch = asyncio.create_task(self._watch_status(device))
         log.info("device connected", link=self._link.name, origin=device.info.origin.value)
@@ -69,7 +73,7 @@ class LinkFeed:
                         wipe(event.keys)
                         raise BadAnswer(f"{self._path}: a block that claims less than the map says of the link")
                     try:
-                        self._core.store.add_block(self._link.name, event.block, event.keys)
+                        self._core.store.add_block(self._link.name, event.block, event.keys, self._link.origin)
                     finally:
                         wipe(event.keys)
                     self._next_block = max(self._next_block, event.block + 1)

@@ -21,8 +21,8 @@ from keysource.network.core import GIVE_UP, RESEND, Core
 from keysource.network.errors import NoRoute, NotAuthentic
 from keysource.network.messages import Ack, Commit, Header, Message, Open, Proof, Ready, Verdict, Void
 from keysource.network.relay import Relays
+from keysource.network.rows import Block, Facts
 from keysource.network.stocks import SHUN_ALTERED, SHUN_LATE, SHUN_LINK, Stocks
-from keysource.network.store import Block, Facts
 from keysource.network.topology import Connection, hops_over
 
 _PAUSE, _LONGEST_PAUSE, _LONGEST_RESEND = 0.25, 5.0, 5.0
@@ -193,7 +193,7 @@ class Initiator:
         sending = self._sending
         if sending is None or sending.terms.transfer != ack.transfer:
             return
-        if len(ack.at) == 2 and self._core.topology.link_between(*ack.at):
+        if len(ack.at) == 2 and self._core.topology.links_between(*ack.at):
             self._stocks.shun_link(ack.at[0], ack.at[1], now + SHUN_LINK)
         self._give_up(sending, " to ".join(ack.at) + ": " + ack.message, now)
 
@@ -252,9 +252,15 @@ class Initiator:
         self._done.append((now, count))
         if self.connection.keys_per_second:
             self._next_start = now + count / self.connection.keys_per_second
-        facts = block.facts
         self._core.tell(
-            "committed", connection=name, block=block.block, keys=count, hops=facts.hops, paths=facts.paths
+            "committed",
+            connection=name,
+            block=block.block,
+            keys=count,
+            peer=self._target,
+            origin=block.facts.origin.value,
+            hops=block.facts.hops,
+            paths=block.facts.paths,
         )
 
     def _give_up(self, sending: _Sending, reason: str, now: float) -> None:

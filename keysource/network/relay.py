@@ -21,6 +21,7 @@ from keysource.network.core import HOP_ATTEMPTS, HOP_RETRY, KEPT, LACKING_WAIT, 
 from keysource.network.errors import Lacking, NetworkError, NotAuthentic, TooFew
 from keysource.network.messages import Ack, BadMessage, Header, Share, Void
 
+_PLENTY = 8
 Name = tuple[str, int, tuple[str, ...]]
 """(transfer, index of the path, path): what a corrupt node sends under another path's name meets no right share."""
 
@@ -39,6 +40,8 @@ class Passing:
     got_mac: str = ""
     """The unit that names the one message it came in: a sender that was started anew counts attempts from 1."""
     attempt: int = 0
+    link: str = ""
+    """Over which it was sent last."""
     next_try: float | None = None
     """When to send (again); None: not to be sent, or acknowledged."""
 
@@ -131,9 +134,8 @@ class Relays:
             if ack.status == "relayed":
                 passing.next_try = None
             else:
-                link = self._core.topology.link_between(self._core.name, sender)
-                if link is not None and ack.first_block:
-                    self._core.store.void(link.name, ack.first_block, own_only=True)
+                if ack.first_block:
+                    self._core.store.void(passing.link, ack.first_block, own_only=True)
                 passing.next_try = now + LACKING_WAIT
 
     def void(self, sender: str, void: Void) -> None:
@@ -151,8 +153,7 @@ class Relays:
             raise BadMessage(mistake)
         if header.path[header.hop : header.hop + 2] != (sender, self._core.name):
             raise BadMessage("this hop of the path does not lead from you to me")
-        link = topology.link_between(sender, self._core.name)
-        if link is None or link.name != header.link:
+        if header.link not in [link.name for link in topology.links_between(sender, self._core.name)]:
             raise BadMessage("the pad is of another link")
         if len(header.units) != onetime.units_for(len(share.masked)):
             raise BadMessage("the pad is longer than the share")
@@ -179,7 +180,16 @@ class Relays:
             self._passing.pop(next(iter(self._passing)))
         passing = Passing(header, wrapped, header.hop + 1, now + KEPT, header.attempt, header.mac)
         self._passing[passing.name] = passing
-        self._core.tell("relayed", transfer=header.transfer, path=header.index, link=header.link)
+        self._core.tell(
+            "relayed",
+            connection=header.connection,
+            block=header.block,
+            keys=header.count,
+            path=header.path,
+            sender=sender,
+            link=header.link,
+            transfer=header.transfer,
+        )
         if passing.following is None:
             self._arrived(header, wrapped, now)
             return
@@ -191,7 +201,7 @@ class Relays:
             self._send(passing, now)
 
     def _refuse(self, sender: str, header: Header, reason: str) -> None:
-        self._core.tell("refused", transfer=header.transfer, link=header.link, reason=reason)
+        self._core.tell("refused", sender=sender, link=header.link, transfer=header.transfer, reason=reason)
         self._answer(sender, header, "failed", reason)
 
     def _answer(
@@ -206,32 +216,43 @@ class Relays:
 
     def _send(self, passing: Passing, now: float) -> None:
         following = passing.following
-        link = self._core.topology.link_between(self._core.name, following) if following else None
-        if following is None or link is None:
+        if following is None:
             return
         here = (self._core.name, following)
-        if alarm := self._core.links[link.name].alarm:
-            self._fail(passing, f"link {link.name!r} has an alarm ({alarm[:150]})", here, now)
-            return
-        if not self._core.links[link.name].compared:
-            self._fail(passing, f"link {link.name!r}: how far our units are used is not known yet", here, now)
-            return
-        if passing.attempt >= HOP_ATTEMPTS:
-            self._fail(passing, f"{following!r} did not take the share", here, now)
+        link, trouble = self._link_to(following, onetime.units_for(len(passing.wrapped)))
+        if not trouble and passing.attempt >= HOP_ATTEMPTS:
+            trouble = f"{following!r} did not take the share"
+        if trouble:
+            self._fail(passing, trouble, here, now)
             return
         try:
-            share = self._masked(passing, link.name)
+            share = self._masked(passing, link)
         except (TooFew, StoreError) as error:
             self._fail(passing, str(error), here, now)
             return
         passing.next_try = now + HOP_RETRY * passing.attempt
         self._core.send(following, share)
 
+    def _link_to(self, following: str, need: int) -> tuple[str, str]:
+        """The link to send over, or why there is none: of several the one that is up and has more key."""
+        found: list[tuple[bool, bool, int, str]] = []
+        trouble = "there is no link"
+        for link in self._core.topology.links_between(self._core.name, following):
+            state = self._core.links[link.name]
+            if state.alarm:
+                trouble = f"link {link.name!r} has an alarm ({state.alarm[:150]})"
+            elif not state.compared:
+                trouble = f"link {link.name!r}: how far our units are used is not known yet"
+            else:
+                units = self._core.store.sendable(link.name, _PLENTY * need)
+                found.append((units >= need, state.up, units, link.name))
+        return (max(found)[-1], "") if found else ("", trouble)
+
     def _masked(self, passing: Passing, link: str) -> Share:
         """Under units that were deleted before.  Raises :class:`TooFew`."""
         drawn = self._core.store.draw(link, onetime.units_for(len(passing.wrapped)))
         (mac_name, mac), pad = drawn[-1], drawn[:-1]
-        passing.attempt += 1
+        passing.attempt, passing.link = passing.attempt + 1, link
         header = passing.header.model_copy(
             update={
                 "hop": passing.place,

@@ -91,7 +91,7 @@ class Stocks:
                 continue
             for (left, right), end in zip((link.ends, link.ends[::-1]), ends, strict=True):
                 if end is not None and not any(self._is_shunned(what, now) for what in (left, right, (left, right))):
-                    found[(left, right)] = end.units
+                    found[(left, right)] = max(end.units, found.get((left, right), 0))
         return found
 
     def _is_shunned(self, what: str | tuple[str, str], now: float) -> bool:

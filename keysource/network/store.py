@@ -1,8 +1,9 @@
 """What a node must not forget, and must not use twice: link units, blocks about to be committed, blocks to deliver.
 
-SQLite like the KME's store, its tables being others: every method is one transaction, on the disk (WAL,
-``synchronous=FULL``) when it returns.  Units leave it *before* they mask anything, and a pad is gone before its
-share is acknowledged.  Key bytes lie wrapped under the key of an epoch (:mod:`keysource.kme.epochs`).
+SQLite like the KME's store, its tables being others (:mod:`keysource.network.rows`): every method is one transaction,
+on the disk (WAL, ``synchronous=FULL``) when it returns.  Units leave it *before* they mask anything, and a pad is
+gone before its share is acknowledged.  Key bytes lie wrapped under the key of an epoch (:mod:`keysource.kme.epochs`),
+bound to all that stands beside them.
 """
 
 from __future__ import annotations
@@ -10,78 +11,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sqlite3
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from keysource.base import KEY_BYTES, End, Origin, Owner, derive_key_id, wipe
 from keysource.kme.epochs import EpochKeys, new_site_key, read_site_key
-from keysource.kme.records import Damaged, StoreError
+from keysource.kme.records import Damaged, StoreError, at_most
 from keysource.kme.schema import MAX_BLOCK, immediate, private_lock
-from keysource.network import crashes
+from keysource.network import crashes, rows
 from keysource.network.errors import Lacking, TooFew
+from keysource.network.rows import Block, Facts, LinkStore
 
-_VERSION = 1
 _REWRAP_AT_ONCE = 256
-_SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE link (name TEXT PRIMARY KEY, end TEXT NOT NULL, owner TEXT NOT NULL, next_block INTEGER NOT NULL,
-    alarm TEXT NOT NULL, seen_block INTEGER NOT NULL, seen_position INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE unit (key_id TEXT PRIMARY KEY, link TEXT NOT NULL, own INTEGER NOT NULL, block INTEGER NOT NULL,
-    position INTEGER NOT NULL) WITHOUT ROWID;
-CREATE INDEX unit_order ON unit (link, own, block, position);
-CREATE TABLE connection (name TEXT PRIMARY KEY, next_block INTEGER NOT NULL, last_transfer TEXT NOT NULL)
-    WITHOUT ROWID;
-CREATE TABLE block (connection TEXT NOT NULL, block INTEGER NOT NULL, transfer TEXT NOT NULL, prepared INTEGER NOT
-    NULL, facts TEXT NOT NULL, tag BLOB NOT NULL, PRIMARY KEY (connection, block)) WITHOUT ROWID;
-CREATE TABLE secret (name TEXT PRIMARY KEY, epoch INTEGER NOT NULL, material BLOB NOT NULL) WITHOUT ROWID;
-CREATE INDEX secret_epoch ON secret (epoch);
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What travels with a block's keys."""
-
-    origin: Origin
-    hops: int
-    paths: tuple[tuple[str, ...], ...]
-
-    def text(self) -> str:
-        return json.dumps({"origin": self.origin.value, "hops": self.hops, "paths": self.paths})
-
-    @classmethod
-    def from_text(cls, text: str) -> Facts:
-        read = json.loads(text)
-        return cls(Origin(read["origin"]), read["hops"], tuple(tuple(path) for path in read["paths"]))
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Keys of a connection."""
-
-    connection: str
-    block: int
-    transfer: str
-    facts: Facts
-    keys: bytearray = field(repr=False)
-    tag: bytes = field(default=b"", repr=False)
-    """The initiator's confirmation, while the block is only prepared."""
-
-
-@dataclass(frozen=True, slots=True)
-class LinkStore:
-    """What is remembered of a link; ``own`` and ``peers`` count free units."""
-
-    name: str
-    end: End
-    owner: Owner
-    next_block: int
-    alarm: str
-    own: int
-    peers: int
+_UNIT = "key_id, link, own, block, position, origin"
+_BLOCK = "connection, block, transfer, prepared, facts, tag"
 
 
 class NodeStore:
@@ -99,17 +43,21 @@ class NodeStore:
     ) -> None:
         """Raises :class:`StoreError`."""
         self.path, self._max_units = path, max_units
+        self.damage: list[str] = []
+        """Sentences about rows that were found edited or damaged, for the log; whoever logs them takes them out."""
         self._lock = private_lock(path)
         with contextlib.ExitStack() as failed:
             failed.callback(os.close, self._lock)
-            self._db = _connect(path, node)
+            self._db = rows.connect(path, node)
             failed.callback(self._db.close)
             key = read_site_key(site_key or _own_site_key(path))
             self._epochs = EpochKeys(epoch_keys or path.with_name(path.name + ".epochs"), key, node)
             failed.callback(self._epochs.close)
-            self._epochs.settle({row[0] for row in self._db.execute("SELECT DISTINCT epoch FROM secret")})
+            self._epochs.settle(rows.epochs_of(self._db))
             if not self._epochs.current:
                 self.begin_epoch(now)
+            if lost := rows.migrate(self._db, self._epochs):
+                self.damage.append(f"{lost} units of a release that did not bind them to their link were dropped")
             failed.pop_all()
 
     def close(self) -> None:
@@ -137,20 +85,28 @@ class NodeStore:
         if self._epochs.alive == [current]:
             return False
         with self._transaction():
-            query = "SELECT name, epoch, material FROM secret WHERE epoch < ? LIMIT ?"
-            found = self._db.execute(query, (current, _REWRAP_AT_ONCE)).fetchall()
-            for name, epoch, blob in found:
-                try:
-                    material = self._epochs.unseal(epoch, name.encode(), blob)
-                except Damaged:  # else no old epoch could ever be destroyed, and the eight slots would fill
-                    self._db.execute("DELETE FROM secret WHERE name = ?", (name,))
-                    continue
-                self._put(name, material)
-                wipe(material)
-        if not found:
+            found = self._old("unit", _UNIT)
+            for *fields, epoch, blob in found:
+                if material := self._opened(rows.unit_label(*fields), epoch, blob, _unit_name(fields)):
+                    self._put_unit(fields, material)
+                    wipe(material)
+                else:  # else no old epoch could ever be destroyed, and the eight slots would fill
+                    self._drop([fields[0]])
+            blocks = self._old("block", _BLOCK)
+            for *fields, epoch, blob in blocks:
+                material = self._opened(rows.block_label(*fields), epoch, blob, _block_name(fields))
+                self._delete_block(fields[0], fields[1])
+                if material:
+                    rows.insert_block(self._db, self._epochs, fields, material)
+                    wipe(material)
+        if not found and not blocks:
             for number in self._epochs.alive[:-1]:
                 self._epochs.destroy(number)
-        return bool(found)
+        return bool(found or blocks)
+
+    def _old(self, table: str, columns: str) -> list[Any]:
+        query = f"SELECT {columns}, epoch, material FROM {table} WHERE epoch < ? LIMIT ?"
+        return self._db.execute(query, (self._epochs.current, _REWRAP_AT_ONCE)).fetchall()
 
     # Links
 
@@ -184,8 +140,9 @@ class NodeStore:
         with self._transaction():
             self._db.execute("UPDATE link SET alarm = ? WHERE name = ?", (alarm, name))
 
-    def add_block(self, name: str, block: int, keys: bytearray) -> bool:
-        """Store a device's block; False where it was received before.  Older units make room for it."""
+    def add_block(self, name: str, block: int, keys: bytearray, origin: Origin) -> bool:
+        """Store a device's block; False where it was received before.  Older units make room for it.  ``origin`` is
+        what the map says of the link."""
         link = self.link(name)
         if link is None or block >= MAX_BLOCK:
             raise StoreError(f"{self.path}: a block {block} of link {name!r}, which was not bound")
@@ -193,22 +150,28 @@ class NodeStore:
             return False
         with self._transaction():
             for position in range(len(keys) // KEY_BYTES):
-                key_id = derive_key_id(name, block, position)
                 own = int(link.owner.of(position) is link.end)
-                self._db.execute("INSERT INTO unit VALUES (?, ?, ?, ?, ?)", (key_id, name, own, block, position))
-                self._put(f"unit/{key_id}", keys[position * KEY_BYTES : (position + 1) * KEY_BYTES])
+                fields = (derive_key_id(name, block, position), name, own, block, position, origin.value)
+                self._put_unit(fields, keys[position * KEY_BYTES : (position + 1) * KEY_BYTES])
             self._db.execute("UPDATE link SET next_block = ? WHERE name = ?", (block + 1, name))
             self._make_room(name, link.own + link.peers + len(keys) // KEY_BYTES - self._max_units)
+            crashes.at("block.in-transaction")
         crashes.at("block.stored")
         return True
 
+    def drop_worse(self, name: str, origin: Origin) -> int:
+        """Delete units of a link that came while the map claimed less of it than it claims now: they must not make a
+        key that says more.  Returns how many."""
+        worse = [known.value for known in Origin if not at_most(origin, known)]
+        query = "DELETE FROM unit WHERE link = ? AND origin IN (SELECT value FROM json_each(?))"
+        with self._transaction():
+            return self._db.execute(query, (name, json.dumps(worse))).rowcount
+
     def void(self, name: str, before: int, *, own_only: bool = False) -> int:
         """Delete units of blocks below ``before``.  Returns how many."""
-        query = "SELECT key_id FROM unit WHERE link = ? AND block < ? AND own >= ?"
+        query = "DELETE FROM unit WHERE link = ? AND block < ? AND own >= ?"
         with self._transaction():
-            rows = self._db.execute(query, (name, min(before, MAX_BLOCK), int(own_only))).fetchall()
-            self._drop([row[0] for row in rows])
-        return len(rows)
+            return self._db.execute(query, (name, min(before, MAX_BLOCK), int(own_only))).rowcount
 
     def draw(self, name: str, count: int) -> list[tuple[str, bytearray]]:
         """Delete the oldest own units and return them: whatever happens next, they are spent.
@@ -216,13 +179,14 @@ class NodeStore:
         Raises:
             TooFew: nothing was drawn.
         """
-        query = "SELECT key_id FROM unit WHERE link = ? AND own = 1 ORDER BY block, position LIMIT ?"
+        order = "WHERE link = ? AND own = 1 ORDER BY block, position LIMIT ?"
+        query = f"SELECT {_UNIT}, epoch, material FROM unit {order}"
         with self._transaction():
-            key_ids = [row[0] for row in self._db.execute(query, (name, count))]
-            if len(key_ids) < count:
-                raise TooFew(f"link {name!r} has {len(key_ids)} units to send with; a hop costs {count}")
-            drawn = [(key_id, self._unit(key_id)) for key_id in key_ids]
-            self._drop(key_ids)
+            found = self._db.execute(query, (name, count)).fetchall()
+            if len(found) < count:
+                raise TooFew(f"link {name!r} has {len(found)} units to send with; a hop costs {count}")
+            drawn = [(row[0], self._unit(row)) for row in found]
+            self._drop([row[0] for row in found])
             crashes.at("pad.in-transaction")
         crashes.at("pad.drawn")
         if any(unit is None for _key_id, unit in drawn):
@@ -235,13 +199,13 @@ class NodeStore:
         Raises:
             Lacking: one is not here.
         """
+        query = f"SELECT {_UNIT}, epoch, material FROM unit WHERE key_id = ? AND link = ? AND own = 0"
         with self._transaction():
-            for key_id in key_ids:
-                query = "SELECT 1 FROM unit WHERE key_id = ? AND link = ? AND own = 0"
-                if self._db.execute(query, (key_id, name)).fetchone() is None:
-                    raise self._lacking(name)
-            self._note_seen(name, key_ids)
-            spent = [self._unit(key_id) for key_id in key_ids]
+            found = [self._db.execute(query, (key_id, name)).fetchone() for key_id in key_ids]
+            if None in found:
+                raise self._lacking(name)
+            spent = [self._unit(row) for row in found]
+            self._note_seen(name, max((row[3], row[4]) for row in found))
             self._drop(key_ids)
             crashes.at("share.in-transaction")
         crashes.at("share.spent")
@@ -262,11 +226,7 @@ class NodeStore:
         query = "SELECT 1 FROM unit WHERE link = ? AND own = 1 AND (block, position) <= (?, ?) LIMIT 1"
         return self._db.execute(query, (name, *seen)).fetchone() is not None
 
-    def _note_seen(self, name: str, key_ids: Sequence[str]) -> None:
-        marks = ", ".join("?" * len(key_ids))
-        order = "ORDER BY block DESC, position DESC LIMIT 1"
-        query = f"SELECT block, position FROM unit WHERE key_id IN ({marks}) {order}"
-        latest = self._db.execute(query, list(key_ids)).fetchone()
+    def _note_seen(self, name: str, latest: tuple[int, int]) -> None:
         later = "name = ? AND (seen_block, seen_position) < (?, ?)"
         query = f"UPDATE link SET seen_block = ?, seen_position = ? WHERE {later}"
         self._db.execute(query, (*latest, name, *latest))
@@ -280,14 +240,10 @@ class NodeStore:
     def _make_room(self, name: str, over: int) -> None:
         while over > 0:
             (oldest,) = self._db.execute("SELECT min(block) FROM unit WHERE link = ?", (name,)).fetchone()
-            query = "SELECT key_id FROM unit WHERE link = ? AND block = ?"
-            gone = [row[0] for row in self._db.execute(query, (name, oldest))]
-            self._drop(gone)
-            over -= len(gone)
+            over -= self._db.execute("DELETE FROM unit WHERE link = ? AND block = ?", (name, oldest)).rowcount
 
-    def _drop(self, key_ids: Sequence[str]) -> None:
+    def _drop(self, key_ids: Iterable[str]) -> None:
         self._db.executemany("DELETE FROM unit WHERE key_id = ?", [(key_id,) for key_id in key_ids])
-        self._db.executemany("DELETE FROM secret WHERE name = ?", [(f"unit/{key_id}",) for key_id in key_ids])
 
     # Blocks of connections
 
@@ -316,14 +272,12 @@ class NodeStore:
 
     def settle(self, block: Block, *, committed: bool) -> None:
         """The target's word on a prepared block: it is to be delivered, or nobody ever has it."""
-        key = (block.connection, block.block)
         with self._transaction():
+            self._delete_block(block.connection, block.block)
             if committed:
-                self._db.execute("UPDATE block SET prepared = 0 WHERE connection = ? AND block = ?", key)
+                self._insert(block, prepared=0)
                 self._committed(block)
-            else:
-                self._db.execute("DELETE FROM block WHERE connection = ? AND block = ?", key)
-                self._db.execute("DELETE FROM secret WHERE name = ?", (_secret_name(*key),))
+            crashes.at("settle.in-transaction")
         crashes.at("settle.stored")
 
     def commit(self, block: Block) -> None:
@@ -340,12 +294,9 @@ class NodeStore:
 
     def delivered(self, connection: str, before: int) -> None:
         """Blocks below this number are safe at whoever uses them."""
-        query = "SELECT block FROM block WHERE connection = ? AND block < ? AND prepared = 0"
+        query = "DELETE FROM block WHERE connection = ? AND block < ? AND prepared = 0"
         with self._transaction():
-            for (number,) in self._db.execute(query, (connection, min(before, MAX_BLOCK))).fetchall():
-                key = (connection, number)
-                self._db.execute("DELETE FROM block WHERE connection = ? AND block = ?", key)
-                self._db.execute("DELETE FROM secret WHERE name = ?", (_secret_name(*key),))
+            self._db.execute(query, (connection, min(before, MAX_BLOCK)))
         crashes.at("delivered.stored")
 
     def _connection(self, name: str) -> tuple[int, str]:
@@ -360,74 +311,59 @@ class NodeStore:
         self._db.execute(query, (block.block + 1, block.transfer, block.connection))
 
     def _insert(self, block: Block, *, prepared: int) -> None:
-        values = (block.connection, block.block, block.transfer, prepared, block.facts.text(), block.tag)
-        self._db.execute("INSERT INTO block VALUES (?, ?, ?, ?, ?, ?)", values)
-        self._put(_secret_name(block.connection, block.block), block.keys)
+        fields = (block.connection, block.block, block.transfer, prepared, block.facts.text(), block.tag)
+        rows.insert_block(self._db, self._epochs, fields, block.keys)
+
+    def _delete_block(self, connection: str, block: int) -> None:
+        self._db.execute("DELETE FROM block WHERE connection = ? AND block = ?", (connection, block))
 
     def _blocks(self, connection: str, *, prepared: int) -> list[Block]:
-        query = "SELECT block, transfer, facts, tag FROM block WHERE connection = ? AND prepared = ? ORDER BY block"
+        where = "WHERE connection = ? AND prepared = ? ORDER BY block"
+        query = f"SELECT {_BLOCK}, epoch, material FROM block {where}"
         found = []
-        for block, transfer, facts, tag in self._db.execute(query, (connection, prepared)).fetchall():
-            try:
-                keys = self._get(_secret_name(connection, block))
-            except StoreError:  # nobody can have it; left there it would end the node at every start
+        for *fields, epoch, blob in self._db.execute(query, (connection, prepared)).fetchall():
+            keys = self._opened(rows.block_label(*fields), epoch, blob, _block_name(fields))
+            if keys is None:  # nobody can have it; left there it would end the node at every start
                 with self._transaction():
-                    self._db.execute("DELETE FROM block WHERE connection = ? AND block = ?", (connection, block))
-                    self._db.execute("DELETE FROM secret WHERE name = ?", (_secret_name(connection, block),))
+                    self._delete_block(fields[0], fields[1])
                 continue
+            _connection, block, transfer, _prepared, facts, tag = fields
             found.append(Block(connection, block, transfer, Facts.from_text(facts), keys, tag))
         return found
 
     # Rows
 
-    def _put(self, name: str, material: bytes | bytearray) -> None:
-        sealed = self._epochs.seal(name.encode(), material)
-        self._db.execute("INSERT OR REPLACE INTO secret VALUES (?, ?, ?)", (name, self._epochs.current, sealed))
+    def _put_unit(self, fields: Sequence[Any], material: bytes | bytearray) -> None:
+        sealed = self._epochs.seal(rows.unit_label(*fields), material)
+        query = "INSERT OR REPLACE INTO unit VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        self._db.execute(query, (*fields, self._epochs.current, sealed))
 
-    def _unit(self, key_id: str) -> bytearray | None:
+    def _unit(self, row: Sequence[Any]) -> bytearray | None:
         """None where it is damaged: it must go too, or it would stop every draw to come."""
-        try:
-            return self._get(f"unit/{key_id}")
-        except StoreError:
-            return None
+        *fields, epoch, blob = row
+        return self._opened(rows.unit_label(*fields), epoch, blob, _unit_name(fields))
 
-    def _get(self, name: str) -> bytearray:
-        row: Any = self._db.execute("SELECT epoch, material FROM secret WHERE name = ?", (name,)).fetchone()
-        if row is None:
-            raise StoreError(f"{self.path}: a stored key is missing")
-        return self._epochs.unseal(row[0], name.encode(), row[1])
+    def _opened(self, label: bytes, epoch: int, blob: bytes, name: str) -> bytearray | None:
+        try:
+            return self._epochs.unseal(epoch, label, blob)
+        except (Damaged, TypeError):
+            self.damage.append(f"{name} was edited or damaged on the disk, and is gone")
+            return None
 
     def _transaction(self) -> contextlib.AbstractContextManager[None]:
         return immediate(self._db)
 
 
-def _secret_name(connection: str, block: int) -> str:
-    return f"block/{block}/{connection}"
+def _unit_name(fields: Sequence[Any]) -> str:
+    return f"the unit at block {fields[3]}, position {fields[4]} of link {fields[1]!r}"
 
 
-def _connect(path: Path, node: str) -> sqlite3.Connection:
-    try:
-        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        db.execute("PRAGMA secure_delete=ON")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0 and not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            db.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version={_VERSION};COMMIT;")
-            version = _VERSION
-        if version != _VERSION:
-            raise StoreError(f"{path}: this is no node's store of this release (version {version})")
-        db.execute("INSERT OR IGNORE INTO meta VALUES ('node', ?)", (node,))
-        (known,) = db.execute("SELECT value FROM meta WHERE name = 'node'").fetchone()
-        if known != node:
-            raise StoreError(f"{path}: this is the store of node {known!r}, not of {node!r}")
-    except sqlite3.Error as error:
-        raise StoreError(f"{path}: {error}") from None
-    return db
+def _block_name(fields: Sequence[Any]) -> str:
+    return f"block {fields[1]} of connection {fields[0]!r}"
 
 
-def _own_site_key(store: Path) -> Path:
-    path = store.with_name(store.name + ".site-key")
+def _own_site_key(path: Path) -> Path:
+    path = path.with_name(path.name + ".site-key")
     try:
         new_site_key(path)
     except FileExistsError:

@@ -9,7 +9,7 @@ from keysource.network import crashes, shares
 from keysource.network.core import ARRIVAL, DECIDED, RESEND, Core
 from keysource.network.errors import NotAuthentic
 from keysource.network.messages import Commit, Header, Open, Proof, Ready, Verdict, Void
-from keysource.network.store import Block, Facts
+from keysource.network.rows import Block, Facts
 from keysource.network.topology import Connection, hops_over
 
 _MOST_SKIPPED = 2**32
@@ -95,7 +95,8 @@ class Target:
             pending.parts[index] = shares.unwrap_untrusted(secret, terms, index, wrapped)
             pending.kem = header.kem
         except NotAuthentic as error:
-            self._core.tell("altered", connection=self.connection.name, path=terms.paths[index], reason=str(error))
+            facts = {"connection": self.connection.name, "block": terms.block, "path": terms.paths[index]}
+            self._core.tell("altered", **facts, reason=str(error))
             self._give_up(pending, str(error), index, altered=True)
             return
         if len(pending.parts) == self.connection.paths:
@@ -124,7 +125,16 @@ class Target:
         keys = bytearray(pending.secret.keys)
         self._core.store.commit(Block(self.connection.name, terms.block, terms.transfer, facts, keys))
         self._drop(pending)
-        self._core.tell("committed", connection=self.connection.name, block=terms.block, keys=terms.count)
+        self._core.tell(
+            "committed",
+            connection=self.connection.name,
+            block=terms.block,
+            keys=terms.count,
+            peer=self._initiator,
+            origin=facts.origin.value,
+            hops=facts.hops,
+            paths=facts.paths,
+        )
         self._say(asked.transfer, True)
 
     def void(self, void: Void) -> None:

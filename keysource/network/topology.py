@@ -35,7 +35,7 @@ url = "https://192.0.2.2:8450"
 id = "kme-lyon"
 url = "https://192.0.2.3:8450"
 
-[[link]]                         # a QKD link; its devices say the same name
+[[link]]                         # a QKD link; its devices say the same name; a second fibre is one more of them
 name = "paris-dijon"
 ends = ["kme-paris", "kme-dijon"]
 # origin = "qkd"                 # or "simulated"; a key is worth what the weakest link on its way is worth
@@ -122,7 +122,6 @@ class Topology(Table):
         for kind, names in (
             ("node id", nodes),
             ("name of a link or connection", [entry.name for entry in entries]),
-            ("pair of ends of a link", ["|".join(sorted(link.ends)) for link in self.link]),
         ):
             if doubled := next((name for name in names if names.count(name) > 1), None):
                 raise ValueError(f"{kind} {doubled!r} stands twice")
@@ -136,8 +135,9 @@ class Topology(Table):
     def url_of(self, node: str) -> str:
         return next(entry.url for entry in self.node if entry.id == node)
 
-    def link_between(self, left: str, right: str) -> LinkEntry | None:
-        return next((link for link in self.link if {left, right} == set(link.ends)), None)
+    def links_between(self, left: str, right: str) -> list[LinkEntry]:
+        """All that join two nodes, two fibres perhaps: a hop goes over any of them."""
+        return [link for link in self.link if {left, right} == set(link.ends)]
 
     def links_of(self, node: str) -> list[LinkEntry]:
         return [link for link in self.link if node in link.ends]
@@ -154,7 +154,7 @@ class Topology(Table):
             return f"a path of {connection.name!r} does not lead from one of its ends to the other"
         if len(set(path)) != len(path):
             return "a path crosses itself"
-        if any(self.link_between(*pair) is None for pair in itertools.pairwise(path)):
+        if not all(self.links_between(*pair) for pair in itertools.pairwise(path)):
             return "a path uses a link that is not on the map"
         if len(path) - 2 > connection.max_hops:
             return f"a path has {len(path) - 2} trusted nodes, at most {connection.max_hops} are allowed"
@@ -175,8 +175,8 @@ class Topology(Table):
     def origin_over(self, paths: Sequence[Sequence[str]]) -> Origin:
         """What a key may claim that came over these paths.  Never ``qkd``: the keys of a connection do not change the
         origin with the way, and one over a direct link is relayed over no trusted node."""
-        links = [self.link_between(*pair) for path in paths for pair in itertools.pairwise(path)]
-        return weakest([Origin.RELAYED, *(link.origin for link in links if link)])
+        pairs = [pair for path in paths for pair in itertools.pairwise(path)]
+        return weakest([Origin.RELAYED, *(link.origin for pair in pairs for link in self.links_between(*pair))])
 
     def origin_at_most(self) -> Origin:
         """What the worst key of this network may claim."""
@@ -199,7 +199,13 @@ class NodeTable(Table):
     site_key: str | None = None
     epoch_keys: str | None = None
     control: str | None = None
+    audit: str | None = None
     max_units: int = Field(default=100_000, ge=16, le=10_000_000)
+
+
+class NodeLimits(Table):
+    requests_per_second: Rate = 200.0
+    burst: int = Field(default=2000, ge=1)
 
 
 class DeviceTable(Table):
@@ -217,6 +223,7 @@ class NodeConfig(Table):
 
     version: Literal[1]
     node: NodeTable
+    limits: NodeLimits = Field(default_factory=NodeLimits)
     link: list[DeviceTable] = Field(min_length=1)
     connection: list[SocketTable] = Field(default_factory=list)
 
@@ -235,7 +242,12 @@ store = "state/relay.sqlite"        # in a folder of its own, mode 0700; never r
 # site_key = "site.key"             # wraps what is stored; default: one beside the store
 # epoch_keys = "..."                # as in the KME's file
 # control = "state/control.sock"    # qvpn-kme network status; default: beside the store
+# audit = "state/audit.jsonl"        # which keys passed, were committed, were handed out; default: beside the store
 # max_units = 100000                # of 256 bits, kept per link
+
+[limits]                            # both optional
+# requests_per_second = 200.0       # of one other node; 0: as many as it likes
+# burst = 2000                      # requests that it may make at once after a rest
 
 [[link]]
 name = "paris-dijon"

@@ -2,7 +2,7 @@
 
 One JSON object a line on standard input, one on standard output::
 
-    {"serve": FILE, "log": FILE, "environment": {...}}   {"pid": 123}
+    {"serve": FILE, "log": FILE, "environment": {...}}   {"pid": 123}   also "command" before, "options" after
     {"ended": PID}                                       {"signal": 9}, or {"signal": null} while it runs
 
 At the end of the input it kills what it started.
@@ -28,7 +28,7 @@ def serve(order: dict) -> int:
     for old, new in ((null, 0), (log, 1), (log, 2)):
         os.dup2(old, new)
     os.environ.update(order["environment"])
-    sys.argv = ["qvpn-kme", "serve", order["serve"]]
+    sys.argv = ["qvpn-kme", *order.get("command", ()), "serve", order["serve"], *order.get("options", ())]
     try:
         cli.main()
     except SystemExit as end:

@@ -59,7 +59,10 @@ def topology(
         {
             "version": 1,
             "node": [{"id": node, "url": f"https://{node}:1"} for node in nodes],
-            "link": [{"name": f"{a}-{b}", "ends": [a, b]} for a, b in links],
+            "link": [
+                {"name": f"{a}-{b}" + f"-{i}" * ((a, b) in links[:i]), "ends": [a, b]}
+                for i, (a, b) in enumerate(links)
+            ],
             "connection": [
                 {"name": "long", "ends": list(ends), "paths": paths, "max_hops": max_hops, "block_keys": 4, **more}
             ],
@@ -79,6 +82,8 @@ class Net:
         self.masked: dict[str, Share] = {}
         """Unit -> the one message in which it may ever stand."""
         self.kills: Counter[str] = Counter()
+        self.hops: list[tuple[float, str]] = []
+        """When a share went out over which link."""
         self.junk: list[str] = []
         self.faults: dict[str, Fault] = {}
         self.nodes: dict[str, RelayNode] = {}
@@ -102,7 +107,7 @@ class Net:
             if not names or link.name in names:
                 keys = self.random.randbytes(32 * units)
                 for node in link.ends:
-                    self.stores[node].add_block(link.name, self._blocks[link.name], bytearray(keys))
+                    self.stores[node].add_block(link.name, self._blocks[link.name], bytearray(keys), link.origin)
                 self._blocks[link.name] += 1
 
     def alarm(self, name: str, text: str) -> None:
@@ -137,8 +142,7 @@ class Net:
 
     def send_junk(self, corrupt: str, to: str, path: tuple[str, ...], transfer: str, index: int) -> None:
         """A share of random bytes, rightly masked and tagged on its one hop."""
-        link = self.map.link_between(corrupt, to)
-        assert link is not None
+        [link] = self.map.links_between(corrupt, to)
         model = next(share for share in self.masked.values() if share.header.transfer == transfer)
         try:
             drawn = self.stores[corrupt].draw(link.name, len(model.header.units))
@@ -192,6 +196,7 @@ class Net:
                     heapq.heappush(self._flying, _InFlight(at, self._number, name, to, path, body))
 
     def _note(self, share: Share) -> None:
+        self.hops.append((self.now, share.header.link))
         for unit in share.header.units:
             assert unit not in self.masked, f"unit {unit} goes out twice"
             self.masked[unit] = share

@@ -76,7 +76,7 @@ def test_ctrl_c_leaves_nothing(folder: Path) -> None:
     assert until(lambda: len(mine(folder)) >= 9, 60), "the processes never started"
     demo.send_signal(signal.SIGINT)
     out, _ = demo.communicate(timeout=30)
-    assert demo.returncode == 130 and "interrupted; nothing is left behind" in out
+    assert demo.returncode == 130 and "interrupted; nothing is left behind" in out, out
     assert "Traceback" not in out
     assert until(lambda: not mine(folder), 5), mine(folder)
     assert not list(folder.iterdir())
@@ -92,6 +92,7 @@ def test_the_whole_demo_holds(folder: Path) -> None:
     assert report["held"] and report["keys_equal_at_both_ends"] > 5 and report["keys_different"] == 0
     assert [act["name"] for act in report["acts"]] == ["start", "two_paths", "cut", "eve", "copy", "alter"]
     assert report["seconds"] < 60 and not mine(folder) and not list(folder.iterdir())
+    assert report["processes_seen"] >= 10 and report["left_behind"] == [] and report["keys_at_one_end_only"] == 0
 
 
 @pytest.mark.skipif(not LONG, reason="starts ten processes; QVPN_TEST_LONG=1")

@@ -84,7 +84,9 @@ def test_a_hostile_network(seed: int, tmp_path: Path, nets: list[Net], monkeypat
     assert len(set(flat)) == len(flat), "a key came twice"
 
 
-POINTS = [point for point in crashes.POINTS if point not in ("block.stored", "share.sent", "delivered.stored")]
+REAL = ("block.in-transaction", "block.stored", "share.sent", "delivered.stored", "migrate.in-transaction")
+"""Only real processes come to these."""
+POINTS = [point for point in crashes.POINTS if point not in REAL]
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -336,3 +338,62 @@ def test_who_fails_may_blame_only_what_lies_behind_it(tmp_path: Path, nets: list
         net.nodes["a"].receive(first[1], ack, net.now)
     capacity = net.nodes["a"].stocks.capacity(net.now, only_up=True)
     assert first[:2] not in capacity and others & set(capacity) == others
+
+
+def finished(net: Net) -> int:
+    """Blocks that both ends have, once none is on its way."""
+    initiator = net.nodes["a"].initiators["long"]
+    room, initiator._room = initiator._room, lambda: 0
+    net.run(20.0)
+    initiator._room = room
+    return len(equal_ends(net, ("a", "c")))
+
+
+def used(net: Net, since: float) -> set[str]:
+    """Links of the first hop, since then."""
+    return {link for at, link in net.hops if at > since and link.startswith("a-b")}
+
+
+def test_two_fibres_between_two_nodes(tmp_path: Path, nets: list[Net]) -> None:
+    """Key is drawn from any that lives; an alarm on one stops its keys only."""
+    nets.append(net := Net(tmp_path, topology([("a", "b"), ("a", "b"), ("b", "c")], ("a", "c")), seed=22))
+    assert [link.name for link in net.map.link] == ["a-b", "a-b-1", "b-c"]
+    net.feed(60, "a-b-1", "b-c")
+    net.run(3.0)
+    assert finished(net) > 2 and used(net, 0.0) == {"a-b-1"}
+    net.feed(100)
+    for alarmed, other in (("a-b", "a-b-1"), ("a-b-1", "a-b")):
+        net.alarm(alarmed, "qber: 25 %")
+        before, known, now = len(net.keys("a")), net.stores["a"].link(alarmed), net.now
+        net.feed(60, other, "b-c")
+        net.run(3.0)
+        assert finished(net) > before and used(net, now) == {other}
+        assert net.stores["a"].link(alarmed) == known, "key of an alarmed link was used"
+        net.alarm(alarmed, "")
+    for name in ("a-b", "a-b-1"):
+        net.alarm(name, "qber: 25 %")
+    net.run(1.0)
+    before = len(net.keys("a"))
+    net.run(8.0)
+    assert len(net.keys("a")) == before and "no path" in net.nodes["a"].initiators["long"].trouble
+
+
+def test_a_cut_fibre_lives_on_its_stock_only_while_the_other_has_none(tmp_path: Path, nets: list[Net]) -> None:
+    nets.append(net := Net(tmp_path, topology([("a", "b"), ("a", "b"), ("b", "c")], ("a", "c")), seed=23))
+    net.feed(200, "a-b", "b-c")
+    net.feed(60, "a-b-1")
+    for node in ("a", "b"):
+        net.nodes[node].core.links["a-b"].up = False
+    net.run(10.0)
+    order = [link for _at, link in net.hops if link.startswith("a-b")]
+    first = order.index("a-b")
+    assert set(order[:first]) == {"a-b-1"} and len(order[:first]) > 1
+    assert finished(net) > 3
+
+
+def test_a_key_is_worth_the_worse_of_two_fibres(tmp_path: Path) -> None:
+    """The ends say its origin before they know which fibre a hop will take."""
+    map_ = topology([("a", "b"), ("a", "b")], ("a", "b"))
+    worse = [map_.link[0], map_.link[1].model_copy(update={"origin": Origin.SIMULATED})]
+    assert map_.origin_over([("a", "b")]) is Origin.RELAYED
+    assert map_.model_copy(update={"link": worse}).origin_over([("a", "b")]) is Origin.SIMULATED

@@ -25,13 +25,14 @@ def test_a_damaged_row_does_not_keep_old_epochs_alive(tmp_path: Path) -> None:
     """There are eight slots for epochs' keys: a row that could not be wrapped anew would fill them in a day."""
     store = NodeStore(tmp_path / "node" / "relay.sqlite", "a", max_units=1000)
     store.bind_link("a-b", End.A, Owner.ALTERNATE)
-    store.add_block("a-b", 0, bytearray(random.Random(1).randbytes(32 * 10)))
-    store._db.execute("UPDATE secret SET material = zeroblob(60) WHERE name = (SELECT min(name) FROM secret)")
+    store.add_block("a-b", 0, bytearray(random.Random(1).randbytes(32 * 10)), Origin.QKD)
+    store._db.execute("UPDATE unit SET material = zeroblob(60) WHERE key_id = (SELECT min(key_id) FROM unit)")
     for hour in range(20):
         store.begin_epoch(3600.0 * (hour + 1))
         while store.rewrap():
             pass
         assert len(store._epochs.alive) == 1
+    assert len(store.damage) == 1
     store.close()
 
 

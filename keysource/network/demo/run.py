@@ -49,36 +49,39 @@ async def _run(console: Console, as_json: bool) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop)
+    world = World()
     try:
-        return await _show(console, as_json)
+        return await _show(console, as_json, world)
     except asyncio.CancelledError:
         if not interrupted:
             raise
-        print("qvpn-kme demo: interrupted; nothing is left behind", flush=True)
-        return 130
+        left = world.left()
+        print("qvpn-kme demo: interrupted;", "; ".join(left) or "nothing", "is left behind", flush=True)
+        return 1 if left else 130
 
 
-async def _show(console: Console, as_json: bool) -> int:
+async def _show(console: Console, as_json: bool, world: World) -> int:
     began = time.monotonic()
     console.print("qvpn-kme demo: five nodes of a QKD network, each a process with a store of its own.")
     console.print("The links are simulated, so nothing here has quantum security; every mechanism is the real one.\n")
     acts: Acts | None = None
     held = False
-    async with World() as world:
+    async with world:
         acts = Acts(world, lambda act: _tell(console, act))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LONGEST - _LAST_WORD):
                 held = await acts.all()
-        folder, pids = world.folder, [process.pid for process in world.processes.values()]
-    left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    left = world.left()
     seconds = time.monotonic() - began
-    held = held and not left and not folder.exists()
+    held = held and not left
     report: dict[str, Any] = {
         "held": held,
         "seconds": round(seconds, 1),
         "keys_equal_at_both_ends": acts.drawn.equal,
         "keys_different": acts.drawn.different,
-        "processes_left": len(left),
+        "keys_at_one_end_only": acts.drawn.half,
+        "processes_seen": acts.processes,
+        "left_behind": left,
         "acts": [
             {"name": act.name, "held": act.held, "seconds": round(act.seconds, 1), "reason": act.reason, **act.facts}
             for act in acts.done
@@ -86,8 +89,12 @@ async def _show(console: Console, as_json: bool) -> int:
     }
     if as_json:
         print(json.dumps(report), flush=True)
-    drawn_keys = f"{acts.drawn.equal} keys drawn at west were fetched at east, {acts.drawn.different} differed."
-    console.print(f"{drawn_keys}  {seconds:.0f} s; {len(left)} processes left.")
+    drawn_keys = f"{acts.drawn.equal} keys drawn at west were fetched at east, {acts.drawn.different} differed"
+    drawn_keys += f", {acts.drawn.half} are at west only" if acts.drawn.half else ""
+    gone = f"of {acts.processes} processes and their files {len(left)} are left"
+    console.print(f"{drawn_keys}.  {seconds:.0f} s; {gone}.")
+    for what in left:
+        console.print(f"    [bold red]{escape(what)}[/bold red]", soft_wrap=True)
     console.print("[bold green]all held[/bold green]" if held else "[bold red]NOT all held[/bold red]")
     return 0 if held else 1
 

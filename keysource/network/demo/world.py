@@ -34,6 +34,7 @@ from keysource.device.server import DeviceServer
 from keysource.etsi014.client import Etsi014Client
 from keysource.kme.control import ControlError, ask
 from keysource.kme.scaffold import SitePlan, write_pair
+from keysource.network.demo.measures import processes_naming
 from keysource.network.scaffold import write_nodes
 from keysource.qkd.engine.control import ask as ask_fibre
 from keysource.qkd.pair import PairPlan
@@ -56,6 +57,12 @@ LINKS = (
 CONNECTION = "west-east"
 _UNITS, _EVERY = 24, 0.5
 _PATIENCE = 4.0
+_SAE_PATIENCE = 8.0
+"""A fetch that is given up on a busy machine would look like a key that only one end has."""
+_LAST_CHANCE = 3.0
+"""Seconds in which what the processes themselves started must have ended too."""
+SCENE = "QVPN_DEMO_SCENE"
+"""What every process of the demo, and whatever it starts, has in its environment: the scene's folder."""
 
 
 class DemoFailed(Exception):
@@ -86,6 +93,8 @@ class World:
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="qn-")))
     standins: dict[str, StandIn] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    stragglers: dict[int, str] = field(default_factory=dict)
+    """Processes that had to be killed when all should have ended."""
     _files: dict[str, Path] = field(default_factory=dict)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -123,10 +132,32 @@ class World:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
         await asyncio.to_thread(self._reap)
+        self.stragglers = await self._left_running()
+        for pid in self.stragglers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for standin in self.standins.values():
             for end in standin.ends:
                 await end.aclose()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def _left_running(self) -> dict[int, str]:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _LAST_CHANCE
+        while True:
+            if not (found := self.found()) or loop.time() >= end:
+                return found
+            await asyncio.sleep(0.05)
+
+    def found(self) -> dict[int, str]:
+        """Every process of the scene that runs now, whoever started it: looked for in /proc."""
+        return processes_naming(str(self.folder))
+
+    def left(self) -> list[str]:
+        """What is left of the scene after its end: processes, those that had to be killed, files."""
+        processes = {**self.stragglers, **self.found()}
+        found = [f"process {pid}: {command[:200]}" for pid, command in processes.items()]
+        return [*found, str(self.folder)] if self.folder.exists() else found
 
     # What is asked of it
 
@@ -156,13 +187,13 @@ class World:
         request = {"attack": "intercept-resend" if present else "none", "fraction": 1.0, "mode": "cw"}
         await ask_fibre(self.folder / "link" / "alice" / "eve.sock", request)
 
-    def logged(self, name: str, event: str) -> list[dict[str, Any]]:
-        """Lines of a node's log."""
+    def logged(self, name: str, *events: str) -> list[dict[str, Any]]:
+        """Lines of a node's log, of these kinds, in order."""
         found = []
         for line in self._log(name).read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError):
                 entry = json.loads(line)
-                if isinstance(entry, dict) and entry.get("event") == event:
+                if isinstance(entry, dict) and entry.get("event") in events:
                     found.append(entry)
         return found
 
@@ -176,7 +207,7 @@ class World:
         pki = self.folder / "kme" / site / "pki"
         files = ("ca.crt", f"sae-{site}.crt", f"sae-{site}.key")
         context = tls.client_context(*((pki / name).read_bytes() for name in files))
-        return Etsi014Client(self._urls[site], context, keep_alive=True)
+        return Etsi014Client(self._urls[site], context, timeout=_SAE_PATIENCE, keep_alive=True)
 
     def kme(self, site: str) -> dict[str, Any]:
         """A KME's own account."""
@@ -245,7 +276,12 @@ class World:
         command = [sys.executable, "-m", "keysource.simulated.leash", str(os.getpid()), module, *arguments]
         with self._log(name).open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env={**os.environ, SCENE: str(self.folder)},
+                start_new_session=True,
             )
 
     def _reap(self) -> None:
