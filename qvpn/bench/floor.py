@@ -42,7 +42,8 @@ from qvpn.demo.process import module
 from qvpn.netio import offload
 from qvpn.netio.base import MAX_READ, Address
 from qvpn.netio.tun import TunDevice
-from qvpn.netio.udp import UdpBind, open_socket
+from qvpn.netio.udp import UdpBind
+from qvpn.netio.udpsocket import open_socket
 from qvpn.tunnel.keys import Cipher
 from qvpn.tunnel.records import OVERHEAD, TAG
 

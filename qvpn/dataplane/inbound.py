@@ -7,6 +7,8 @@ ever looked at, so what a failed open left behind is overwritten by the next or 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cryptography.exceptions import InvalidTag
 
 from qvpn.dataplane.clamp import clamp, is_syn
@@ -38,10 +40,14 @@ OUT_BYTES = 1 << 17
 class Inbound:
     """Opens records and gives the packets in them to the TUN."""
 
-    def __init__(self, table: PeerTable, tun: Tun, hooks: PlaneHooks) -> None:
+    def __init__(
+        self, table: PeerTable, tun: Tun, hooks: PlaneHooks, connect: Callable[[Address], None] = lambda address: None
+    ) -> None:
+        """``connect`` is told by which of the ways to a peer's endpoint his records come, whenever that changes."""
         self._table = table
         self._tun = tun
         self._hooks = hooks
+        self._connect = connect
         self._joiner = RunJoiner(table, tun)
         self._views = ViewCache()
         self._merger = UdpMerger(table, tun, self._flush_packets)
@@ -345,8 +351,11 @@ class Inbound:
         newest = address is not peer.heard and self._is_newest(epoch, counter)
         if not epoch.confirmed and peer.epochs.received(epoch, now):
             self._hooks.on_first_record(peer.name, epoch.receive_index, address)
-        if newest and peer.should_report(address, now):
-            self._hooks.on_new_address(peer.name, epoch.receive_index, address)
+        if newest:
+            if peer.should_report(address, now):
+                self._hooks.on_new_address(peer.name, epoch.receive_index, address)
+            elif address is peer.heard:
+                self._connect(address)
 
     @staticmethod
     def _is_newest(epoch: Epoch, counter: int) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from qvpn.dataplane.stats import EpochStatus, PeerTraffic
 from qvpn.netio.base import VNET_HEADER, Address, Bind
 from qvpn.tunnel.allowedips import AllowedIPs, IPNetwork
-from qvpn.tunnel.drops import Drops
+from qvpn.tunnel.drops import DropReason, Drops
 from qvpn.tunnel.epoch import Epoch, PeerEpochs
 from qvpn.tunnel.keys import EpochKeys
 from qvpn.tunnel.records import LIMITS, OVERHEAD, Limits, index_bytes
@@ -41,6 +41,8 @@ class Peer:
         "source_checks",
         "tun_refused",
         "tun_writes",
+        "unsent_bytes",
+        "unsent_records",
     )
 
     def __init__(self, name: str, overlap: float, limits: Limits) -> None:
@@ -56,6 +58,8 @@ class Peer:
         self.drops = Drops()
         self.sent_bytes = self.sent_packets = self.sent_records = 0
         self.received_bytes = self.received_packets = self.received_records = 0
+        self.unsent_bytes = self.unsent_records = 0
+        """Of these, what a transport took and then dropped; inner bytes."""
         self.source_checks = self.tun_writes = self.tun_refused = 0
         self.last_received: float | None = None
         self.last_sent: float | None = None
@@ -99,13 +103,21 @@ class Peer:
         self.sent_bytes += plaintext - packets * VNET_HEADER
         self.last_sent = now
 
-    def traffic(self, now: float) -> PeerTraffic:
+    def count_unsent(self, records: int, size: int) -> None:
+        """Records of so many bytes in all were not sent after all; each counts as one packet."""
+        self.unsent_records += records
+        self.unsent_bytes += _inner(records, size)
+        self.drops.count(DropReason.CARRIER_QUEUE, records)
+
+    def traffic(self, now: float, waiting: tuple[int, int] = (0, 0)) -> PeerTraffic:
+        """``waiting``: records that were given to a transport and still wait there, and their bytes."""
+        unsent = self.unsent_records + waiting[0]
         return PeerTraffic(
             peer=self.name,
             endpoint=self.endpoint,
-            sent_bytes=self.sent_bytes,
-            sent_packets=self.sent_packets,
-            sent_records=self.sent_records,
+            sent_bytes=max(0, self.sent_bytes - self.unsent_bytes - _inner(*waiting)),
+            sent_packets=max(0, self.sent_packets - unsent),
+            sent_records=max(0, self.sent_records - unsent),
             received_bytes=self.received_bytes,
             received_packets=self.received_packets,
             received_records=self.received_records,
@@ -138,6 +150,11 @@ class Peer:
             failed=epoch.opener.failed,
             marked=epoch.opener.marked,
         )
+
+
+def _inner(records: int, size: int) -> int:
+    """Bytes of the packets in so many records, which have so many bytes in all."""
+    return max(0, size - records * (OVERHEAD + VNET_HEADER))
 
 
 class PeerTable:

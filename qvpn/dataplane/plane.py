@@ -7,7 +7,7 @@ Control (the agent) adds peers, installs and erases epochs, sets endpoints and h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from qvpn.dataplane.arrivals import Arrivals
 from qvpn.dataplane.hooks import PlaneHooks
@@ -73,7 +73,7 @@ class Plane:
         self._clock = clock
         self._hooks = hooks
         self._table = PeerTable(limits)
-        self._inbound = Inbound(self._table, tun, hooks)
+        self._inbound = Inbound(self._table, tun, hooks, bind.connect)
         self._outbound = Outbound(self._table, tun, bind, hooks, detour)
         self._inlets: dict[int, Tun] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -107,6 +107,7 @@ class Plane:
         known.set_endpoint(address)
         if old is not None and not any(other.endpoint == old for other in self._table):
             self._bind.disconnect(old)
+            self._take_back({old: known})
         if address is not None:
             self._bind.connect(address)
         known.measure_path(self._bind)
@@ -208,7 +209,23 @@ class Plane:
 
     def stats(self, peer: str) -> PeerTraffic:
         """A snapshot of one peer."""
-        return self._table[peer].traffic(self._clock())
+        self._take_back()
+        known = self._table[peer]
+        waiting = (0, 0) if known.endpoint is None else self._bind.waiting(known.endpoint)
+        return known.traffic(self._clock(), waiting)
+
+    def _take_back(self, formerly: Mapping[Address, Peer] | None = None) -> None:
+        """Count what a transport took and then dropped.  ``formerly``: whose address was changed just now."""
+        for address, records, size in self._bind.unsent():
+            owner = (formerly or {}).get(address)
+            for peer in self._table if owner is None else ():
+                if peer.endpoint == address:
+                    owner = peer
+                    break
+            if owner is not None:
+                owner.count_unsent(records, size)
+            else:
+                self._table.drops.count(DropReason.CARRIER_QUEUE, records)
 
     @property
     def queues(self) -> QueueStatus:
@@ -270,6 +287,7 @@ class Plane:
                 # A socket whose route went away may find one again, and a transport hears by which way records come.
                 self._bind.connect(peer.heard or peer.endpoint)
             peer.measure_path(self._bind)
+        self._take_back()
         self._arrivals.settle()
 
     def add_inlet(self, inlet: Tun) -> None:

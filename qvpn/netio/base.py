@@ -137,6 +137,15 @@ class Bind(Protocol):
         :meth:`send_batch`.
         """
 
+    def waiting(self, address: Address) -> tuple[int, int]:
+        """(datagrams, bytes) that :meth:`send_segments` took for this address and that still wait here."""
+
+    def unsent(self) -> list[tuple[Address, int, int]]:
+        """(address, datagrams, bytes) of what :meth:`send_segments` took and then dropped, since the last call.
+
+        Why is counted in :attr:`errors`.  A bind that keeps nothing has nothing to tell.
+        """
+
     def max_payload(self, address: Address) -> int:
         """Bytes one datagram to this address can have on its first link; no outsider's word counts in it."""
 

@@ -259,6 +259,14 @@ class MemoryBind:
         cuts = range(0, len(buffer), segment)
         return self._send_all([buffer[cut : cut + segment] for cut in cuts], address, ecn)
 
+    def waiting(self, address: Address) -> tuple[int, int]:
+        """The kernel has what was taken."""
+        return 0, 0
+
+    def unsent(self) -> list[tuple[Address, int, int]]:
+        """Nothing is kept, so nothing is dropped later."""
+        return []
+
     def max_payload(self, address: Address) -> int:
         return self._network.impairments(self._address, address).max_payload
 

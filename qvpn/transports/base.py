@@ -103,6 +103,12 @@ class Layer:
     def send_segments(self, buffer: memoryview, segment: int, address: Address, ecn: int = 0) -> int:
         return self.lower.send_segments(buffer, segment, address, ecn)
 
+    def waiting(self, address: Address) -> tuple[int, int]:
+        return self.lower.waiting(address)
+
+    def unsent(self) -> list[tuple[Address, int, int]]:
+        return self.lower.unsent()
+
     def max_payload(self, address: Address) -> int:
         return self.lower.max_payload(address)
 

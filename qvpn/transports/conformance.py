@@ -208,6 +208,21 @@ def backpressure(arena: Arena) -> None:
     _until(arena, lambda: b"\x10 small" in arena.right.datagrams, 0.5, "and the next one arrives at once")
 
 
+def counts_add_up(arena: Arena) -> None:
+    """Where the network loses nothing, what was taken arrives or is told (:meth:`~qvpn.netio.base.Bind.unsent`)."""
+    _met(arena)
+    left, taken = arena.left, 0
+    left.bind.unsent()
+    for _ in range(5):
+        taken += left.bind.send_segments(memoryview(b"".join(numbered(40, 300))), 300, left.to_other)
+        arena.run(0.02)
+    _until(arena, lambda: left.bind.waiting(left.to_other) == (0, 0), 2, "nothing waits for ever")
+    arena.run(0.2)
+    dropped = sum(datagrams for _, datagrams, _ in left.bind.unsent())
+    got = len(arena.right.arrived)
+    require(got + dropped == taken, f"{taken} were taken, {got} arrived and {dropped} are told to be dropped")
+
+
 def both_ways(arena: Arena) -> None:
     """Directions do not hold each other up."""
     _met(arena)
@@ -288,6 +303,7 @@ CHECKS: dict[str, Check] = {
         segments,
         loss_stays_loss,
         backpressure,
+        counts_add_up,
         both_ways,
         address_change,
         connecting_is_a_hint,

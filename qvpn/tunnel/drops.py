@@ -34,6 +34,7 @@ class DropReason(enum.StrEnum):
     SEND_QUEUE = "send_queue"  # waited too long before it was sealed, and its sender does not speak ECN
     QUEUE_FULL = "queue_full"  # too much waited to be sealed
     SEND_FAILED = "send_failed"  # the network refused the datagram
+    CARRIER_QUEUE = "carrier_queue"  # its transport took the record, and dropped it before it was sent
     # handshake datagrams
     HANDSHAKE_UNKNOWN_PEER = "handshake_unknown_peer"  # mac1 fits no peer
     HANDSHAKE_MALFORMED = "handshake_malformed"

@@ -1,14 +1,14 @@
 """Who may open a QUIC connection to us, and what it costs: RFC 9000, 8.1 (Retry) and 6 (version negotiation).
 
 A stranger's first datagram costs one look while few connections are half open; beyond that, he gets a Retry, which
-is smaller than what asked for it and for which nothing is remembered, until he shows that he receives there.
+is smaller than what asked for it and for which nothing is remembered, until he shows that he receives there.  Only
+then does he use up the share of his source: a forged address takes nothing from whoever has it.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]
@@ -23,6 +23,7 @@ from aioquic.quic.packet import (
 from aioquic.quic.retry import QuicRetryTokenHandler
 
 from qvpn.netio.base import Address
+from qvpn.transports.quic.shares import Bucket, Rates, Shares, Sources
 
 CID = 8
 """Bytes of our connection IDs."""
@@ -31,18 +32,10 @@ LEAST_INITIAL = 1200
 VERSIONS = [QuicProtocolVersion.VERSION_1, QuicProtocolVersion.VERSION_2]
 
 FREE_PER_SECOND = 8
-"""Connections a second that are opened without a Retry."""
+"""Connections a second that are opened without a Retry, from whatever address it says."""
 
-OPENED_PER_SECOND = 50
-"""Connections a second that are opened at all: each costs a key exchange and a signature."""
-
-PER_SOURCE = 8
-"""Of these, from one IPv4 address or IPv6 /64."""
-
-
-def source_of(place: Address) -> Hashable:
-    """What counts as one source: an IPv4 address or an IPv6 /64."""
-    return place.ip if place.ip.version == 4 else place.ip.packed[:8]
+OPENINGS = Rates(each=2.0, burst=16.0, together=50.0, together_burst=50.0, newcomers=25.0)
+"""Connections from addresses that a Retry proved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +53,12 @@ class Open:
 class Acceptor:
     """Decides over datagrams of no known connection."""
 
-    def __init__(self, random: Callable[[int], bytes] = os.urandom) -> None:
+    def __init__(self, random: Callable[[int], bytes] = os.urandom, sources: Sources | None = None) -> None:
         self._random = random
+        self._sources = sources or Sources()
         self._tokens = QuicRetryTokenHandler()
-        self._second = 0
-        self._opened = 0
-        self._sources: Counter[Hashable] = Counter()
+        self._free = Bucket(FREE_PER_SECOND, 0.0)
+        self._shares = Shares(OPENINGS)
 
     def decide(self, data: bytes, place: Address, now: float, *, crowded: bool) -> Open | bytes | None:
         """Open a connection, send these bytes back, or nothing.  ``crowded``: many connections are half open."""
@@ -85,27 +78,14 @@ class Acceptor:
             )
         if header.packet_type is not QuicPacketType.INITIAL:
             return None
-        return self._initial(header, place, now, crowded)
-
-    def _initial(self, header: QuicHeader, place: Address, now: float, crowded: bool) -> Open | bytes | None:
-        if int(now) != self._second:
-            self._second, self._opened = int(now), 0
-            self._sources.clear()
-        source = source_of(place)
-        if self._opened >= OPENED_PER_SECOND or self._sources[source] >= PER_SOURCE:
-            return None
         if header.token:
-            return self._with_token(header, place, now, source)
-        if crowded or self._opened >= FREE_PER_SECOND:
+            return self._with_token(header, place, now)
+        if crowded or self._free.fill(FREE_PER_SECOND, FREE_PER_SECOND, now) < 1:
             return self._retry(header, place, now)
-        self._count(source)
+        self._free.level -= 1
         return Open(header.destination_cid, None, header.destination_cid)
 
-    def _count(self, source: Hashable) -> None:
-        self._opened += 1
-        self._sources[source] += 1
-
-    def _with_token(self, header: QuicHeader, place: Address, now: float, source: Hashable) -> Open | None:
+    def _with_token(self, header: QuicHeader, place: Address, now: float) -> Open | None:
         try:
             original = self._tokens.validate_token(
                 address=(str(place.ip), place.port),
@@ -115,7 +95,8 @@ class Acceptor:
             )
         except ValueError:
             return None
-        self._count(source)
+        if not self._shares.take(self._sources.of(place), now, expected=self._sources.expects(place)):
+            return None
         return Open(original, header.destination_cid, header.destination_cid)
 
     def _retry(self, header: QuicHeader, place: Address, now: float) -> bytes:

@@ -1,27 +1,28 @@
 """One QUIC connection, without I/O: datagrams of ours in, UDP datagrams out, and back.
 
-aioquic's :class:`QuicConnection` does the protocol.  Of its insides five are used, all checked by the tests: the list
-of pending DATAGRAM frames is replaced by our bounded queue, the size of the packets it builds is set before each
+:class:`~qvpn.transports.quic.connection.Connection` does the protocol.  Of aioquic's insides these are used here: the
+list of pending DATAGRAM frames is replaced by our bounded queue, the size of the packets it builds is set before each
 building, the pacer is replaced by one for batches, the certificate that the peer showed is read for the pin, and
 probes of the path's MTU are taken out of the congestion control's books.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, cast
 
 from aioquic.quic import events
-from aioquic.quic.connection import QuicConnection
 from aioquic.tls import Epoch
 
 from qvpn.netio.base import Address
 from qvpn.transports.quic.address import OVERHEAD, QuicAddress, over_quic
 from qvpn.transports.quic.certificate import fingerprint
+from qvpn.transports.quic.connection import FRAME, Connection
+from qvpn.transports.quic.pacer import BatchPacer
+from qvpn.transports.quic.packets import Packet
 from qvpn.transports.quic.parts import PART, Joiner, Splitter
-from qvpn.transports.quic.queue import DatagramQueue
+from qvpn.transports.quic.queue import Amount, DatagramQueue
 
 LEAST_PACKET = 1200
 EVERYWHERE = LEAST_PACKET - OVERHEAD
@@ -30,49 +31,11 @@ EVERYWHERE = LEAST_PACKET - OVERHEAD
 SILENT = 4.0
 """Seconds without any answer to what we sent, after which a connection is taken for dead."""
 
-# Strangers' mistakes are counted, not logged one by one.
-logging.getLogger("quic").addHandler(logging.NullHandler())
-logging.getLogger("quic").propagate = False
-
-
-class BatchPacer:
-    """In the place of aioquic's pacer, which lets 16 packets go at once and then wants a timer for each.
-
-    A TUN hands over up to 64 packets at a time and loops have a millisecond's resolution, so bursts of that length
-    are allowed; the rate over a few milliseconds is the congestion window per round trip (RFC 9002, 7.7).
-    """
-
-    BURST = 64
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self.open = False
-        """Let everything go."""
-        self._tokens = float(self.BURST)
-        self._at = 0.0
-        self._rate = 0.0
-        """Packets per second; 0: not known yet."""
-
-    def next_send_time(self, now: float) -> float | None:
-        if not self._rate or self.open:
-            return None
-        self._tokens = min(float(self.BURST), self._tokens + max(0.0, now - self._at) * self._rate)
-        self._at = now
-        if self._tokens >= 1:
-            return None
-        return now + max(0.001, min(self.BURST / 4, 8) / self._rate)
-
-    def update_after_send(self, now: float) -> None:
-        self._tokens -= 1
-
-    def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:
-        self._rate = 1.25 * congestion_window / max(smoothed_rtt, 1e-4) / self._size
-
 
 class Link:
     """A connection, as client or as server."""
 
-    def __init__(self, quic: QuicConnection, address: QuicAddress, now: float, errors: Counter[str]) -> None:
+    def __init__(self, quic: Connection, address: QuicAddress, now: float, errors: Counter[str]) -> None:
         self.quic = quic
         self.address = address
         self.place = address.place
@@ -83,6 +46,8 @@ class Link:
         """It has been entered under its address since it opened or moved."""
         self.since = now
         self.queue = DatagramQueue()
+        self.unsent = Amount()
+        """Of packets that were taken: how much was not sent after all, for whoever takes that away."""
         self.inbox: list[bytes] = []
         """Datagrams of ours that came in, to be taken by whoever called :meth:`receive`."""
         self.up = False
@@ -92,6 +57,10 @@ class Link:
         """Somebody wants it: it ends by itself only when it is dead."""
         self.known = False
         """A peer has proved once that he is behind it."""
+        self.validated = False
+        """A Retry, or the whole handshake, has shown that the other end receives where it says."""
+        self.handled = 0
+        """Datagrams that it cost us something to open, before it was up."""
         self.cids: set[bytes] = set()
         self.renamed = False
         """These have changed since it was entered under them."""
@@ -139,35 +108,50 @@ class Link:
             return False
         return all(self.put(part, now, urgent=True) for part in parts)
 
-    def outgoing(self, now: float) -> list[tuple[bytes, Address]]:
+    def outgoing(self, now: float) -> list[Packet]:
         """UDP datagrams to send now."""
         inside = cast(Any, self.quic)
         if self.up and self.queue:
-            stale = self.queue.drop_stale(now, inside._loss._rtt_smoothed)
-            if stale:
-                self._errors["quic_stale"] += stale
-        probes = self._probes(now) if self.up else []
-        inside._max_datagram_size = max(LEAST_PACKET, self.queue.longest + OVERHEAD if self.queue else 0)
-        waiting = bool(self.queue)
-        found = cast(list[tuple[bytes, Address]], self.quic.datagrams_to_send(now))
-        if waiting and found and self._unanswered is None:
+            self._count("quic_stale", self.queue.drop_stale(now, inside._loss._rtt_smoothed))
+        found = self._probes(now) if self.up else []
+        waiting, before = bool(self.queue), len(found)
+        most = max(LEAST_PACKET, self.queue.longest + OVERHEAD if waiting else 0)
+        if self.quic.only_datagrams:
+            found += self._acknowledgement(now)
+            before = len(found)
+            found += self.quic.seal(self.queue, most, now)
+        else:
+            inside._max_datagram_size = most
+            found += [Packet(*each) for each in self.quic.datagrams_to_send(now)]
+        if waiting and len(found) > before and self._unanswered is None:
             self._unanswered = now
-        return probes + found
+        return found
 
-    def _probes(self, now: float) -> list[tuple[bytes, Address]]:
+    def _acknowledgement(self, now: float) -> list[Packet]:
+        """The one that is due, in a packet of its own: aioquic writes it."""
+        if not self.quic.acknowledges(now):
+            return []
+        inside = cast(Any, self.quic)
+        inside._datagrams_pending, inside._max_datagram_size = deque(), LEAST_PACKET
+        try:
+            return [Packet(*each) for each in self.quic.datagrams_to_send(now)]
+        finally:
+            inside._datagrams_pending = self.queue
+
+    def _probes(self, now: float) -> list[Packet]:
         """Control records of more than what every path carries are probes of its MTU.
 
         Each goes at once, and whether it is lost says nothing of congestion (RFC 9000, 14.4): else a narrow path,
         on which all of them are lost, would bring the connection to a stand.
         """
-        found: list[tuple[bytes, Address]] = []
+        found: list[Packet] = []
         inside = cast(Any, self.quic)
         recovery = inside._loss
         for probe in self.queue.take_long(EVERYWHERE):
             flight, first = recovery._cc.bytes_in_flight, inside._packet_number
             inside._datagrams_pending, inside._max_datagram_size = deque([probe]), len(probe) + OVERHEAD
             recovery._cc.bytes_in_flight, recovery._pacer.open = 0, True
-            found += inside.datagrams_to_send(now)
+            found += [Packet(*each) for each in inside.datagrams_to_send(now)]
             recovery._cc.bytes_in_flight, recovery._pacer.open = flight, False
             inside._datagrams_pending = self.queue
             space = inside._spaces[Epoch.ONE_RTT]
@@ -178,15 +162,35 @@ class Link:
                     space.ack_eliciting_in_flight -= 1
         return found
 
+    def refused(self, packet: Packet) -> None:
+        """The first link did not take one of the packets of :meth:`outgoing`."""
+        if packet.datagrams:
+            size = len(packet.data) - OVERHEAD - (packet.datagrams - 1) * FRAME
+            self._not_sent(Amount(packet.datagrams, size))
+
+    def _count(self, reason: str, lost: Amount, urgent: int = 0) -> None:
+        """Packets that were taken, and control records, are not sent after all."""
+        if lost.datagrams or urgent:
+            self._errors[reason] += lost.datagrams + urgent
+            self._not_sent(lost)
+
+    def _not_sent(self, lost: Amount) -> None:
+        self.unsent = Amount(self.unsent.datagrams + lost.datagrams, self.unsent.size + lost.size)
+
     # receiving
 
     def receive(self, data: bytes, place: Address, now: float) -> None:
-        """One UDP datagram.  What was in it is in :attr:`inbox` then."""
-        before = self.quic._close_at
+        """One UDP datagram; what was in it is in :attr:`inbox` then.  Nothing is taken once it is closing."""
+        if self.quic.closing:
+            return
+        before = self.quic.verified
         self.quic.receive_datagram(data, place, now)
-        if self.quic._close_at is not before:  # a packet verified, for the idle timeout starts anew then
+        if self.quic.verified != before:
             self.last_heard, self._unanswered = now, None
-        self.take_events()
+        if self.quic.eventful:
+            self.take_events()
+        if self.quic.datagrams:
+            self._take_datagrams()
 
     def take_events(self) -> None:
         """What happened in the connection."""
@@ -195,14 +199,17 @@ class Link:
             if handler is not None:
                 handler(self, event)
 
-    def _arrived(self, event: events.DatagramFrameReceived) -> None:
-        data = event.data
-        if not data:
-            self._errors["quic_empty"] += 1
-        elif data[0] != PART:
-            self.inbox.append(data)
-        elif (whole := self._joiner.join(data)) is not None:
-            self.inbox.append(whole)
+    def _take_datagrams(self) -> None:
+        arrived, self.quic.datagrams = self.quic.datagrams, []
+        if not self.up:
+            return  # the certificate was not the one that was pinned
+        for data in arrived:
+            if not data:
+                self._errors["quic_empty"] += 1
+            elif data[0] != PART:
+                self.inbox.append(data)
+            elif (whole := self._joiner.join(data)) is not None:
+                self.inbox.append(whole)
 
     def _completed(self, event: events.HandshakeCompleted) -> None:
         pin = self.address.pin
@@ -212,7 +219,7 @@ class Link:
                 self._errors["quic_pin"] += 1
                 self.close()
                 return
-        self.up = True
+        self.up = self.validated = True
 
     def _terminated(self, event: events.ConnectionTerminated) -> None:
         self.ended = True
@@ -233,13 +240,16 @@ class Link:
         return float("inf") if self._unanswered is None else self._unanswered + SILENT
 
     def dead(self, now: float) -> bool:
-        """Ended, or nobody answers."""
-        return self.ended or now >= self.silent_until
+        """Ended, about to end, or nobody answers."""
+        return self.ended or self.quic.closing or now >= self.silent_until
 
     def moved(self) -> bool:
         """Take the other end's new address over, if it has one."""
         place = self.quic.get_peer_address()
-        if place is None or place is self.place or place == self.place or self.client:
+        if place is self.place or place is None or self.client:
+            return False
+        if place == self.place:
+            self.place = place  # quicker to tell the next time
             return False
         self.aliases.append(self.place)
         self.address, self.place, self.listed = over_quic(place, self.address.via), place, False
@@ -247,13 +257,16 @@ class Link:
 
     def close(self) -> None:
         """Tell the other end; :meth:`outgoing` has the datagram."""
-        self.queue.clear()
+        self.forget()
         self.up = False
         self.quic.close()
 
+    def forget(self) -> None:
+        """What waits is not sent any more."""
+        self._count("quic_closed", *self.queue.clear())
+
 
 _HANDLERS: dict[type, Callable[[Link, Any], None]] = {
-    events.DatagramFrameReceived: Link._arrived,
     events.HandshakeCompleted: Link._completed,
     events.ConnectionTerminated: Link._terminated,
     events.ConnectionIdIssued: Link._issued,

@@ -12,6 +12,9 @@ from qvpn.transports.quic import certificate
 from qvpn.transports.quic.bind import QuicBind
 from qvpn.transports.quic.settings import parse_peer, parse_settings
 
+LOOK = 60.0
+"""Seconds between two looks whether an ACME client has put new files in the place of the certificate."""
+
 OWN = "quic.pem"
 """In the state folder: the certificate that is made where none is configured."""
 
@@ -23,6 +26,8 @@ class Quic:
         """Raises :class:`BadTransport`."""
         self._settings = parse_settings(settings)
         self._context = context
+        self._stamps = self._stamp()
+        self._looked = context.clock()
         self._certificate = self._configured()
         self._bind: QuicBind | None = None
 
@@ -37,6 +42,32 @@ class Quic:
         except BadTransport as error:
             file = settings.certificate if error.key == "certificate" else settings.private_key
             raise BadTransport(f"{context.base / file} {error}", key=error.key) from None
+
+    def _stamp(self) -> tuple[tuple[int, int], ...]:
+        """What changes when one of the configured files does."""
+        found = []
+        for name in (self._settings.certificate, self._settings.private_key):
+            try:
+                status = (self._context.base / name).stat()
+                found.append((status.st_mtime_ns, status.st_ino))
+            except OSError:
+                found.append((0, 0))
+        return tuple(found)
+
+    def _shown(self) -> certificate.Certificate:
+        """For a new connection.  Files that have changed are read again; what cannot be used changes nothing."""
+        now, log = self._context.clock(), self._context.log
+        if self._settings.certificate and now - self._looked >= LOOK:
+            self._looked, before, self._stamps = now, self._stamps, self._stamp()
+            if self._stamps != before:
+                try:
+                    self._certificate = self._configured()
+                    log.info("the QUIC certificate was read again", sha256=self.fingerprint)
+                except BadTransport as error:
+                    log.warning("the new QUIC certificate cannot be used, the old one is shown on", reason=str(error))
+        if self._certificate is None:
+            self._certificate = self._own()
+        return self._certificate
 
     def _kept(self) -> certificate.Certificate | None:
         """The certificate that an earlier start made; None before the first."""
@@ -61,18 +92,21 @@ class Quic:
         return made
 
     def over(self, lower: Bind) -> Bind:
-        self._certificate = self._certificate or self._own()
+        self._shown()
         self._bind = QuicBind(
             lower,
-            self._certificate,
+            self._shown,
             self._context.clock,
             self._context.call_later,
             alpn=self._settings.alpn,
             max_datagram_size=self._settings.max_datagram_size,
+            log=self._context.log,
         )
         return self._bind
 
     def reach(self, place: Address, options: Mapping[str, Any]) -> Address:
+        if self._bind is not None:
+            self._bind.expect(place)
         return parse_peer(place, options)
 
     def counts(self) -> dict[str, int]:

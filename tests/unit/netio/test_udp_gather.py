@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from qvpn.netio.base import Address, Received
-from qvpn.netio.udp import GATHERED, UdpBind
+from qvpn.netio.udp import UdpBind
+from qvpn.netio.udpreceive import GATHERED
 
 LOOPBACK = ipaddress.ip_address("127.0.0.1")
 

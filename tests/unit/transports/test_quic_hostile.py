@@ -3,11 +3,8 @@ nobody in particular is small."""
 
 from __future__ import annotations
 
-import heapq
-import ipaddress
 import os
 import random
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,107 +12,24 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 
 from qvpn.netio.base import Address, Received
-from qvpn.netio.memory import Impairments, MemoryBind, MemoryNetwork
+from qvpn.netio.memory import Impairments, MemoryBind
 from qvpn.transports.base import BadTransport
-from qvpn.transports.quic import acceptor, certificate, link, queue
-from qvpn.transports.quic.bind import HALF_OPEN_LIFE, STRANGERS, QuicBind
+from qvpn.transports.quic import acceptor, certificate, link, pacer, queue
+from qvpn.transports.quic.links import HALF_OPEN_LIFE, STRANGERS
 from qvpn.transports.quic.parts import WAITING, Joiner, Splitter
 from qvpn.transports.quic.settings import parse_peer, parse_settings
-
-CERTIFICATE = certificate.self_made("localhost")
-LONG = os.environ.get("QVPN_TEST_LONG") == "1"
-
-
-def place(number: int, port: int = 443) -> Address:
-    return Address(ipaddress.ip_address((192 << 24) | number), port)
-
-
-class Timer:
-    def __init__(self, callback: Callable[[], None]) -> None:
-        self.callback: Callable[[], None] | None = callback
-
-    def cancel(self) -> None:
-        self.callback = None
-
-
-class World:
-    """Binds in virtual time; each one's datagrams are in ``got``."""
-
-    def __init__(self, seed: int = 3, **impairments: Any) -> None:
-        self.network = MemoryNetwork(seed, Impairments(delay=0.005, **impairments))
-        self._timers: list[tuple[float, int, Timer]] = []
-        self._number = 0
-        self.sent: dict[Address, int] = {}
-        self.network.tap = self._count
-
-    def _count(self, source: Address, destination: Address, datagram: bytes) -> None:
-        self.sent[source] = self.sent.get(source, 0) + len(datagram)
-
-    def later(self, seconds: float, callback: Callable[[], None]) -> Timer:
-        self._number += 1
-        timer = Timer(callback)
-        heapq.heappush(self._timers, (self.network.now + seconds, self._number, timer))
-        return timer
-
-    def end(self, where: Address, **settings: Any) -> tuple[QuicBind, list[bytes]]:
-        clock = lambda: self.network.now  # noqa: E731
-        bind = QuicBind(
-            self.network.bind(where), settings.pop("certificate", CERTIFICATE), clock, self.later, **settings
-        )
-        got: list[bytes] = []
-
-        def take() -> None:
-            for received in bind.receive_batch(16):
-                step = received.segment or 1
-                got.extend(
-                    bytes(received.buffer[n : min(n + step, received.length)])
-                    for n in range(0, received.length, step)
-                )
-
-        bind.on_readable(take)
-        return bind, got
-
-    def run(self, seconds: float) -> None:
-        until = self.network.now + seconds
-        while True:
-            ahead = [self._timers[0][0]] if self._timers else []
-            due = self.network.next_due()
-            ahead += [] if due is None else [due]
-            if not ahead or min(ahead) > until:
-                break
-            self.network.advance(min(ahead))
-            while self._timers and self._timers[0][0] <= self.network.now:
-                timer = heapq.heappop(self._timers)[2]
-                if timer.callback is not None:
-                    timer.callback()
-        self.network.advance(until)
-
-
-def view(*datagrams: bytes) -> list[memoryview]:
-    return [memoryview(datagram) for datagram in datagrams]
-
-
-SERVER, CLIENT = place(1), place(2)
-
-
-def pair(world: World, **settings: Any) -> tuple[QuicBind, list[bytes], QuicBind, list[bytes]]:
-    server, at_server = world.end(SERVER)
-    client, at_client = world.end(CLIENT, **settings)
-    assert client.send_batch(view(b"\x10hello"), parse_peer(SERVER, {})) == 1
-    world.run(0.5)
-    assert at_server == [b"\x10hello"]
-    at_server.clear()
-    return server, at_server, client, at_client
-
-
-def still_works(world: World, client: QuicBind, at_server: list[bytes]) -> None:
-    at_server.clear()
-    for number in range(30):
-        client.send_batch(view(b"\x10%d" % number), parse_peer(SERVER, {}))
-        world.run(0.05)
-    world.run(0.2)
-    assert at_server == [b"\x10%d" % number for number in range(30)]
-
+from tests.unit.transports.quic_world import (
+    CERTIFICATE,
+    CLIENT,
+    LONG,
+    SERVER,
+    World,
+    initial,
+    pair,
+    place,
+    still_works,
+    view,
+)
 
 # what of aioquic's insides is relied on
 
@@ -126,7 +40,7 @@ def test_aioquic_takes_our_queue_and_our_pacer_and_says_when_a_packet_verified()
     (connection,) = client.links
     inside: Any = connection.quic
     assert inside._datagrams_pending is connection.queue
-    assert isinstance(inside._loss._pacer, link.BatchPacer) and inside._loss._pacer._rate > 0
+    assert isinstance(inside._loss._pacer, pacer.BatchPacer) and inside._loss._pacer._rate > 0
     assert connection.last_heard > connection.since
 
 
@@ -175,12 +89,6 @@ def test_an_unknown_version_gets_the_list_of_ours_and_never_more_than_it_sent() 
     world.network.inject(place(9), SERVER, head.ljust(1199, b"\0"))
     world.run(0.1)
     assert world.sent[SERVER] < 100
-
-
-def initial(world: World, source: Address) -> bytes:
-    quic = QuicConnection(configuration=QuicConfiguration(alpn_protocols=["h3"], server_name="x"))
-    quic.connect(SERVER, world.network.now)
-    return bytes(quic.datagrams_to_send(world.network.now)[0][0])
 
 
 def test_a_flood_of_first_packets_gets_retries_and_known_peers_go_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -317,7 +225,7 @@ def test_streams_carry_nothing_and_keep_nothing() -> None:
         quic.send_stream_data(quic.get_next_available_stream_id(), b"x" * 5000)
     still_works(world, client, at_server)
     inside: Any = server.links[0].quic
-    assert all(not stream.receiver._buffer for stream in inside._streams.values())
+    assert not inside._streams and not inside._streams_queue
 
 
 def test_altered_packets_are_dropped_and_the_connection_lives() -> None:
@@ -391,8 +299,8 @@ def test_control_goes_before_packets() -> None:
     assert not waiting.put(b"bulk", 0.0)
     assert waiting.put(b"control", 0.0, urgent=True)
     assert waiting[0] == waiting.popleft() == b"control"
-    assert waiting.drop_stale(queue.AGE + 0.01, round_trip=0.2) == 0
-    assert waiting.drop_stale(queue.AGE + 0.01) == queue.BULK and not waiting
+    assert waiting.drop_stale(queue.AGE + 0.01, round_trip=0.2) == (0, 0)
+    assert waiting.drop_stale(queue.AGE + 0.01) == (queue.BULK, 4 * queue.BULK) and not waiting
 
 
 def test_before_a_connection_is_open_little_is_kept() -> None:
@@ -614,18 +522,18 @@ def test_a_connection_that_moves_on_and_on_leaves_few_addresses() -> None:
             world.network.inject(place(7000 + number), SERVER, packet)
         world.run(0.02)
     assert server.links[0].place == place(7029)
-    assert len(server._at) <= 6
+    assert len(server._links.index.at) <= 6
 
 
 def test_a_connection_is_found_by_every_name_that_it_told_the_other_end() -> None:
     world = World()
     server, at_server, client, _ = pair(world)
     inside: Any = server.links[0].quic
-    assert len(inside._host_cids) > 2 and {each.cid for each in inside._host_cids} <= set(server._links)
+    assert len(inside._host_cids) > 2 and {each.cid for each in inside._host_cids} <= set(server._links.index.by_cid)
     for _ in range(5):
         client.links[0].quic.change_connection_id()
         still_works(world, client, at_server)
-    assert len(server.links) == 1 and len(server._links) <= 9
+    assert len(server.links) == 1 and len(server._links.index.by_cid) <= 9
 
 
 def test_what_waits_for_the_next_call_has_memory_of_its_own() -> None:
@@ -643,7 +551,7 @@ def test_what_waits_for_the_next_call_has_memory_of_its_own() -> None:
         return connection
 
     server.lower.receive_batch = receive  # type: ignore[method-assign]
-    server._packet = packet  # type: ignore[method-assign,assignment]
+    server._links.receive = packet  # type: ignore[method-assign,assignment]
     for _ in range(500):
         for received in server.receive_batch(4 if len(server._arrived) != 4 else 3):
             assert set(bytes(received.buffer[: received.length])) == {0x10}

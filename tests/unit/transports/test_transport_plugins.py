@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from qvpn.sitefiles import SiteFiles
 from qvpn.transports import registry
 from qvpn.transports.base import BadTransport, TransportContext, Udp
 from qvpn.transports.quic import certificate
-from qvpn.transports.quic.transport import OWN, Quic
+from qvpn.transports.quic.transport import LOOK, OWN, Quic
 
 TOML = """
 version = 1
@@ -120,3 +121,42 @@ def test_a_self_made_certificate_stays_the_same_over_restarts(tmp_path: Path) ->
     (tmp_path / OWN).write_bytes(os.urandom(100))
     with pytest.raises(BadTransport, match=r"quic.pem holds no certificate in PEM; remove it"):
         Quic({}, context(tmp_path)).over(lower)
+
+
+def test_a_certificate_that_an_acme_client_renews_is_shown_without_a_restart(tmp_path: Path) -> None:
+    now, said = [0.0], []
+
+    class Log:
+        def info(self, event: str, **more: object) -> None:
+            said.append((event, more))
+
+        warning = info
+
+    def put(name: str, pem: bytes) -> None:
+        (tmp_path / "new").write_bytes(pem)  # as these clients do: another file takes the name
+        (tmp_path / "new").rename(tmp_path / name)
+
+    old, new = (certificate.self_made("gw.example") for _ in range(2))
+    for name in ("c.pem", "k.pem"):
+        put(name, certificate.to_pem(old))
+
+    def read(path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise ValueError(str(error)) from None
+
+    made = replace(context(tmp_path), read_file=read, clock=lambda: now[0], log=Log())
+    quic = Quic({"certificate": "c.pem", "private_key": "k.pem"}, made)
+    assert quic._shown().leaf == old.leaf
+    put("c.pem", certificate.to_pem(new))
+    assert quic._shown().leaf == old.leaf and not said  # looked at once a minute
+    now[0] += LOOK
+    assert quic._shown().leaf == old.leaf
+    assert "cannot be used" in said[-1][0] and "k.pem is not the key" in str(said[-1][1]["reason"])
+    put("k.pem", certificate.to_pem(new))
+    now[0] += LOOK
+    assert quic._shown().leaf == new.leaf and quic.fingerprint == certificate.fingerprint(new.leaf).hex()
+    (tmp_path / "c.pem").unlink()
+    now[0] += LOOK
+    assert quic._shown().leaf == new.leaf and len(said) == 3
