@@ -47,6 +47,9 @@ MAX_SEND = 65_507
 ROOM = 65_536
 """What a receive may need: nobody knows before whether the kernel joined datagrams."""
 
+HALF = MAX_SEND // 2
+"""Bytes of each send of a superpacket that takes two, at least: behind such a receive its other half may wait."""
+
 GATHERED = 64
 """Datagrams gathered into one buffer where the kernel joins none: as many as a block has counters."""
 
@@ -84,13 +87,16 @@ def open_socket(family: int) -> socket.socket:
 class _UdpSocket:
     """A socket and what is known about it."""
 
-    __slots__ = ("address", "ecn", "family", "segment", "segments", "socket", "stamped")
+    __slots__ = ("address", "ecn", "family", "receive", "segment", "segments", "send", "socket", "stamped")
 
     def __init__(self, sock: socket.socket, family: int, address: Address | None) -> None:
         self.socket = sock
         self.family = family
         self.address = address
         """Where it is connected to; None for the listener."""
+        self.receive = sock.recvmsg_into
+        self.send = sock.send if address is not None else None
+        """Where there is one address to send to."""
         self.segments = True
         """UDP_SEGMENT has not failed on it."""
         self.segment = 0
@@ -165,13 +171,17 @@ class UdpBind:
 
     def _receive_from(self, sock: _UdpSocket, batch: list[Received], limit: int) -> None:
         """Append what waits on one socket, until ``batch`` has as many as the limit."""
-        while len(batch) < limit:
-            number, buffers = len(batch), self._buffers
+        buffers = self._buffers
+        while (number := len(batch)) < limit:
             received = self._receive(sock, buffers[number] if number < len(buffers) else self._buffer(number))
             if received is None:
                 return
             batch.append(received)
-            if received.segment == received.length and len(batch) < limit and not self._gather(sock, received, batch):
+            length, segment = received.length, received.segment
+            if length == segment:
+                if number + 1 < limit and not self._gather(sock, received, batch):
+                    return
+            elif length >= HALF and not length % segment and not self._gather_half(sock, received, batch):
                 return
 
     def _gather(self, sock: _UdpSocket, first: Received, batch: list[Received]) -> bool:
@@ -199,17 +209,39 @@ class UdpBind:
         first.length = end
         return True
 
+    def _gather_half(self, sock: _UdpSocket, first: Received, batch: list[Received]) -> bool:
+        """Receive once more behind what may be half of a superpacket, which takes two sends; as :meth:`_gather`."""
+        end, size = first.length, first.segment
+        if end > len(first.buffer) - ROOM:
+            return True
+        received = self._receive(sock, first.buffer[end:])
+        if received is None:
+            return False
+        if (
+            received.address is first.address
+            and received.ecn == first.ecn
+            and received.length
+            and (received.segment == size or received.length == received.segment < size)
+        ):
+            first.joined, first.length = end // size, end + received.length
+        else:  # not part of it: in a buffer of its own, of which views are kept
+            held = self._buffer(len(batch))
+            held[: received.length] = received.buffer[: received.length]
+            received.buffer = held
+            batch.append(received)
+        return True
+
     def _receive(self, sock: _UdpSocket, buffer: memoryview) -> Received | None:
         for _ in range(2):  # the first error may be an ICMP answer to something sent long ago
             try:
-                length, ancillary, _, source = sock.socket.recvmsg_into([buffer], ANCILLARY)
+                length, ancillary, _, source = sock.receive((buffer,), ANCILLARY)
             except BlockingIOError:
                 return None
             except OSError as error:
                 self._count(error)
                 continue
             if ancillary == _SINGLE:
-                return Received(buffer, length, length, self._known.get(source) or self._address_of(source), 0)
+                return Received(buffer, length, length, self._known.get(source) or self._address_of(source))
             waited = 0.0
             if sock.stamped and ancillary and ancillary[0][1] == _SO_TIMESTAMPNS:
                 waited = _since(ancillary.pop(0)[2])
@@ -265,14 +297,15 @@ class UdpBind:
         sock = self._last_socket if address is self._last_address else self._socket_for(address)
         if ecn != sock.ecn:
             sock.set_ecn(ecn)
-        if 0 < len(buffer) <= segment:
+        length = len(buffer)
+        if 0 < length <= segment:
             return int(self._send_one(sock, buffer, address))
-        count = -(-len(buffer) // segment)
-        if len(buffer) <= MAX_SEND and 0 < count <= MAX_SEGMENTS:
+        count = -(-length // segment)
+        if length <= MAX_SEND and 0 < count <= MAX_SEGMENTS:
             return self._send_part(sock, buffer, segment, count, address)
         step = segment * _evenly(count, max(1, min(MAX_SEGMENTS, MAX_SEND // segment)))
         sent = 0
-        for start in range(0, len(buffer), step):
+        for start in range(0, length, step):
             part = buffer[start : start + step]
             count = -(-len(part) // segment)
             taken = self._send_part(sock, part, segment, count, address)
@@ -283,6 +316,12 @@ class UdpBind:
 
     def _send_part(self, sock: _UdpSocket, part: memoryview, segment: int, count: int, address: Address) -> int:
         """One system call if possible, else one per datagram."""
+        if segment == sock.segment and sock.send is not None:  # as nearly always
+            try:
+                sock.send(part)
+                return count
+            except OSError as error:
+                self._said_before(error)
         if count > 1 and sock.segments:
             try:
                 if segment != sock.segment:
@@ -301,6 +340,12 @@ class UdpBind:
         return count
 
     def _send_one(self, sock: _UdpSocket, datagram: memoryview, address: Address) -> bool:
+        if not sock.segment and sock.send is not None:
+            try:
+                sock.send(datagram)
+                return True
+            except OSError as error:
+                self._said_before(error)
         try:
             if sock.segment:
                 sock.set_segment(0)
@@ -309,6 +354,11 @@ class UdpBind:
             self._failed(sock, error)
             return False
         return True
+
+    def _said_before(self, error: OSError) -> None:
+        """A first try failed: what is true of this datagram is said again at the next, and counted there."""
+        if error.errno == errno.ECONNREFUSED:
+            self._count(error)
 
     def _send_retrying(self, sock: _UdpSocket, data: memoryview, address: Address) -> None:
         """A connected socket first reports what ICMP said of an earlier datagram, without sending this one."""
