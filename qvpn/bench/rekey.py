@@ -92,8 +92,10 @@ def cost_ms(often: Rounds, rarely: Rounds) -> float:
 
 def table(often: Rounds, rarely: Rounds) -> list[list[str]]:
     rows = [["rekey every", "1 stream, Gbit/s", "CPU s/GB", "CPU ms a second, no traffic"]]
-    for one in (often, rarely):
-        rows.append([f"{one.interval:g} s", *map(_shown, (one.gbits, one.cpu_s_per_gb, one.quiet_ms), (2, 2, 1))])
+    rows += [
+        [f"{one.interval:g} s", *map(_shown, (one.gbits, one.cpu_s_per_gb, one.quiet_ms), (2, 2, 1))]
+        for one in (often, rarely)
+    ]
     compared = ratio(often.gbits, rarely.gbits), ratio(often.cpu_s_per_gb, rarely.cpu_s_per_gb)
     shown = [f"{each.median:.3f} ({each.low:.3f}–{each.high:.3f})" if each else "–" for each in compared]
     rows.append(["the first divided by the second", *shown, f"one rekey: {cost_ms(often, rarely):.1f} ms"])

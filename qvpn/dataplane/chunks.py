@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from collections.abc import Callable
 from itertools import repeat
 from operator import setitem
 
@@ -26,6 +27,7 @@ SHAPES = 16
 _U64 = struct.Struct("<Q")
 _PLACES = np.arange(BLOCK, dtype=np.uint64)
 _WHOLE = slice(None)
+_PUT: Callable[[memoryview, slice, bytes], None] = setitem  # type: ignore[assignment]
 
 
 class _Shape:
@@ -85,7 +87,7 @@ class ChunkSealer:
         whole = chunks if last == segment else chunks - 1
         heads, record = shape.heads, shape.record
         # Loops in C, side by side: a header goes to its place just before its chunk is sealed.
-        putting = map(setitem, heads if whole == len(heads) else heads[:whole], repeat(_WHOLE), repeat(head))
+        putting = map(_PUT, heads if whole == len(heads) else heads[:whole], repeat(_WHOLE), repeat(head))
         sealing = map(encrypt, shape.nonces, shape.texts, repeat(None), shape.sealed)
         deque(zip(putting, sealing, strict=False), 0)
         if whole == chunks:

@@ -182,9 +182,7 @@ class Outbound:
             return None
         return destination, tos & ecn.MASK, protocol == ip.TCP and flags & SYN != 0
 
-    def _seal_one(
-        self, peer: Peer, epoch: Epoch, plaintext: memoryview, packets: int, bits: int, now: float
-    ) -> None:
+    def _seal_one(self, peer: Peer, epoch: Epoch, plaintext: memoryview, packets: int, bits: int, now: float) -> None:
         """Seal and send one record with so many packets, whose ECN bits these are."""
         try:
             record = epoch.sealer.seal_one(plaintext, self._out)

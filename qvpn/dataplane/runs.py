@@ -207,9 +207,7 @@ class RunJoiner:
         elif found:
             head, after = bytes(run.opened[: packet.header]), place + run.count
             follows = run.counter + run.count if after < BLOCK else -1
-            self.pending = Pending(
-                run.peer, run.epoch, packet, found[1], head, place, after, follows, end, run.mark
-            )
+            self.pending = Pending(run.peer, run.epoch, packet, found[1], head, place, after, follows, end, run.mark)
         return True
 
     def finish(self) -> None:

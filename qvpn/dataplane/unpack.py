@@ -73,7 +73,7 @@ class Unpacker:
     def take_whole(self, peer: Peer, packet: memoryview) -> bool:
         """As :meth:`take` of a record with one packet, while nothing is kept; False, and nothing done: it is not."""
         size, self._peer = len(packet), peer
-        if self._after_simple(peer, packet, 0, size) == size:
+        if 0 < self._after_simple(peer, packet, 0, size) == size:
             peer.source_checks += 1
             self._accepted.append(packet)
             return True

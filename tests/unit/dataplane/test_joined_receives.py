@@ -74,10 +74,7 @@ def test_receives_of_other_superpackets_are_taken_apart_where_they_meet(segment:
     pair = Pair()
     keys, _ = pair.install()
     sealer = Sealer(keys.cipher, keys.send_key(0), keys.send_index)
-    bigs = [
-        Big(FROM_ALICE[4], FROM_BOB[4], bytes([number]) * (segment * CHUNKS), segment, source_port=4000 + number)
-        for number in range(3)
-    ]
+    bigs = [Big(FROM_ALICE[4], FROM_BOB[4], bytes([number]) * (segment * CHUNKS), segment) for number in range(3)]
     made = [sealed(sealer, chunks(big)) for big in bigs]
     halves = [half for each in made for half in (each[:HALF], each[HALF:])]
     pair.bob.plane._inbound.process(

@@ -136,7 +136,8 @@ def test_shapes_that_are_remembered_are_bounded() -> None:
 
 
 @given(
-    st.sampled_from([b"\1\0\0\0\0\0\x14\0\x10\0", b"\1\0\0\0\0\0\x14\0\6\0", bytes(10)]) | st.binary(min_size=10, max_size=10),
+    st.sampled_from([b"\1\0\0\0\0\0\x14\0\x10\0", b"\1\0\0\0\0\0\x14\0\6\0", bytes(10)])
+    | st.binary(min_size=10, max_size=10),
     st.integers(20, 70),
     st.sampled_from([0, 0x4000]) | st.integers(0, 0xFFFF),
 )
