@@ -39,7 +39,7 @@ class _Shape:
         record = self.record = OVERHEAD + header + segment
         self._heads = np.ndarray((chunks,), "<u8", out, 0, (record,))
         self._counters = np.ndarray((chunks,), "<u8", out, 8, (record,))
-        self._offsets, self._first = _PLACES[:chunks], np.zeros(1, np.uint64)
+        self._offsets, self._first = _PLACES[:chunks], np.zeros((), np.uint64)
         inside, outside = range(0, chunks * segment, segment), range(0, chunks * record, record)
         self.heads = [arena[start : start + header] for start in inside]
         """Where the header of each chunk goes."""
@@ -55,7 +55,7 @@ class _Shape:
 
     def number(self, counter: int) -> None:
         """Write the counters of all records, of which this is the first."""
-        self._first[0] = counter
+        self._first[()] = counter
         np.add(self._offsets, self._first, self._counters)
 
 
