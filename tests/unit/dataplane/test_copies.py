@@ -128,5 +128,5 @@ def test_a_superpacket_costs_few_calls(sites: Sites) -> None:
     finally:
         sys.setprofile(None)
     assert sites.bob.taken() == packets
-    assert sealed / COUNT <= 24
-    assert (calls.total() - sealed) / COUNT <= 45
+    assert sealed / COUNT <= 19
+    assert (calls.total() - sealed) / COUNT <= 27
