@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from qvpn.dataplane.plane import Plane
 from qvpn.netio.base import Address, Received
 from qvpn.netio.memory import MemoryBind, MemoryNetwork, MemoryTun
+from qvpn.netio.udp import HALF
 from qvpn.tunnel.keys import Cipher, EpochKeys, EpochState
 
 PEERS = (1, 10, 100)
@@ -58,7 +59,7 @@ class _Bind(MemoryBind):
         self.arrived: deque[tuple[memoryview, int]] = deque()
         self._rooms = [memoryview(bytearray(1 << 16)) for _ in range(_ROOMS)]
         self._from = sender
-        self._buffers = [memoryview(bytearray(1 << 16)) for _ in range(_BUFFERS)]
+        self._buffers = [memoryview(bytearray(1 << 17)) for _ in range(_BUFFERS)]
         self._wake: Callable[[], None] | None = None
 
     def send_segments(self, buffer: memoryview, segment: int, address: Address, ecn: int = 0) -> int:
@@ -86,8 +87,14 @@ class _Bind(MemoryBind):
 
     def _receive(self, buffer: memoryview) -> Received:
         data, segment = self.arrived.popleft()
-        buffer[: len(data)] = data
-        return Received(buffer, len(data), segment, self._from)
+        size = len(data)
+        buffer[:size] = data
+        received = Received(buffer, size, segment, self._from)
+        if self.arrived and size >= HALF and not size % segment and self.arrived[0][1] == segment:
+            more, _ = self.arrived.popleft()  # as the real bind receives the other half of a superpacket
+            buffer[size : size + len(more)] = more
+            received.length, received.joined = size + len(more), size // segment
+        return received
 
 
 class _Tun(MemoryTun):

@@ -51,6 +51,19 @@ def floor(rounds: Rounds = 5, json: Json = False) -> None:
         raise typer.Exit(code)
 
 
+@bench.command("rekey")
+def rekey(
+    rounds: Rounds = 5,
+    seconds: Annotated[int, typer.Option(min=1, max=60, help="Seconds of each TCP transfer.")] = 6,
+    json: Json = False,
+) -> None:
+    """What a rekey costs both daemons, and what one each second takes from a transfer; about 15 s a run."""
+    from qvpn.bench import rekey as measured
+
+    if code := measured.main(rounds, seconds, as_json=json):
+        raise typer.Exit(code)
+
+
 @bench.command("net")
 def net(
     rounds: Rounds = 5,

@@ -98,6 +98,10 @@ def flow_key(data: memoryview, start: int, end: int) -> bytes:
 
     Without ports for fragments, and where extension headers stand before them.
     """
+    if data[start] == 0x45 and end - start >= 24:  # as nearly always
+        head = bytes(data[start : start + 24])
+        whole = head[9] in (ip.TCP, ip.UDP) and not (head[6] & 0x3F or head[7])
+        return head[9:10] + head[12 : 24 if whole else 20]
     if data[start] >> 4 == 4:
         protocol, ports = data[start + 9], start + ip.header_length(data, start)
         key = bytes(data[start + 9 : start + 10]) + bytes(data[start + 12 : start + 20])

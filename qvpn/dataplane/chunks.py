@@ -9,6 +9,10 @@ segment size) are made once and kept: a shape stays the same for the life of a T
 from __future__ import annotations
 
 import struct
+from collections import deque
+from collections.abc import Callable
+from itertools import repeat
+from operator import setitem
 
 import numpy as np
 
@@ -22,41 +26,49 @@ SHAPES = 16
 
 _U64 = struct.Struct("<Q")
 _PLACES = np.arange(BLOCK, dtype=np.uint64)
+_WHOLE = slice(None)
+_PUT: Callable[[memoryview, slice, bytes], None] = setitem  # type: ignore[assignment]
 
 
 class _Shape:
     """Views into arena and output for superpackets at the start of the arena with this header and segment size."""
 
-    __slots__ = ("counters", "heads", "record", "slots")
+    __slots__ = ("_counters", "_first", "_heads", "_offsets", "heads", "nonces", "record", "sealed", "texts")
 
     def __init__(self, arena: memoryview, out: memoryview, header: int, segment: int, chunks: int) -> None:
         record = self.record = OVERHEAD + header + segment
-        self.heads = np.ndarray((chunks,), "<u8", out, 0, (record,))
-        self.counters = np.ndarray((chunks,), "<u8", out, 8, (record,))
-        self.slots = [
-            (
-                arena[place * segment : place * segment + header],
-                arena[place * segment : place * segment + header + segment],
-                out[place * record + 4 : place * record + HEADER],
-                out[place * record + HEADER : (place + 1) * record],
-            )
-            for place in range(chunks)
-        ]
-        """Of each chunk: where its header goes, its plaintext, its nonce, its ciphertext and tag."""
+        self._heads = np.ndarray((chunks,), "<u8", out, 0, (record,))
+        self._counters = np.ndarray((chunks,), "<u8", out, 8, (record,))
+        self._offsets, self._first = _PLACES[:chunks], np.zeros((), np.uint64)
+        inside, outside = range(0, chunks * segment, segment), range(0, chunks * record, record)
+        self.heads = [arena[start : start + header] for start in inside]
+        """Where the header of each chunk goes."""
+        self.texts = [arena[start : start + header + segment] for start in inside]
+        """Its plaintext."""
+        self.nonces = [out[start + 4 : start + HEADER] for start in outside]
+        self.sealed = [out[start + HEADER : start + record] for start in outside]
+        """Its ciphertext and tag."""
 
-    def number(self, head: bytes, counter: int, count: int) -> None:
-        """Write the records' headers: ``head`` into all, and so many counters."""
-        self.heads[:count] = _U64.unpack(head)[0]
-        np.add(_PLACES[:count], counter, out=self.counters[:count])
+    def name(self, head: bytes) -> None:
+        """Write the first eight bytes of all records."""
+        self._heads[:] = _U64.unpack(head)[0]
+
+    def number(self, counter: int) -> None:
+        """Write the counters of all records, of which this is the first."""
+        self._first[()] = counter
+        np.add(self._offsets, self._first, self._counters)
 
 
 class ChunkSealer:
-    """Seals superpackets that stand at the start of ``arena`` into ``out``."""
+    """Seals superpackets that stand at the start of ``arena`` into ``out``, which nobody else writes to."""
 
     def __init__(self, arena: memoryview, out: memoryview) -> None:
         self._arena = arena
         self._out = out
         self._shapes: dict[tuple[int, int], _Shape] = {}
+        self._last: _Shape | None = None
+        self._head = b""
+        """Of the records that stand in ``out`` since the last time, which have this shape."""
 
     def seal(self, sealer: Sealer, packet: Superpacket, chunks: int, head: bytes) -> tuple[memoryview, int]:
         """Seal a superpacket of at most 64 chunks, which is destroyed; ``head`` is its header.
@@ -64,28 +76,33 @@ class ChunkSealer:
         Returns the records, back to back, and the length of each but the last.  Raises
         :class:`~qvpn.tunnel.records.Refused` with ``limit``.
         """
-        shape = self._shape(packet, chunks)
-        shape.number(sealer.head, sealer.take_block(chunks), chunks)
-        last = packet.payload - (chunks - 1) * packet.segment
-        encrypt, slots = sealer.encrypt, shape.slots
-        whole = chunks if last == packet.segment else chunks - 1
-        for place, plaintext, nonce, sealed in slots if whole == len(slots) else slots[:whole]:
-            place[:] = head
-            encrypt(nonce, plaintext, None, sealed)
-        if whole < chunks:
-            place, plaintext, nonce, sealed = slots[whole]
-            place[:] = head
-            length = packet.header + last
-            encrypt(nonce, plaintext[:length], None, sealed[: length + TAG])
-        return self._out[: whole * shape.record + (OVERHEAD + packet.header + last) * (chunks - whole)], shape.record
+        header, segment, payload, _, _ = packet
+        shape = self._shape(header, segment, chunks)
+        counter, encrypt = sealer.take_block(chunks), sealer.encrypt
+        if shape is not self._last or sealer.head != self._head:
+            self._last, self._head = shape, sealer.head
+            shape.name(sealer.head)
+        shape.number(counter)
+        last = payload - (chunks - 1) * segment
+        whole = chunks if last == segment else chunks - 1
+        heads, record = shape.heads, shape.record
+        # Loops in C, side by side: a header goes to its place just before its chunk is sealed.
+        putting = map(_PUT, heads if whole == len(heads) else heads[:whole], repeat(_WHOLE), repeat(head))
+        sealing = map(encrypt, shape.nonces, shape.texts, repeat(None), shape.sealed)
+        deque(zip(putting, sealing, strict=False), 0)
+        if whole == chunks:
+            return self._out[: whole * record], record
+        heads[whole][:] = head
+        length = header + last
+        encrypt(shape.nonces[whole], shape.texts[whole][:length], None, shape.sealed[whole][: length + TAG])
+        return self._out[: whole * record + OVERHEAD + length], record
 
-    def _shape(self, packet: Superpacket, chunks: int) -> _Shape:
-        key = (packet.header, packet.segment)
-        shape = self._shapes.get(key)
-        if shape is None or len(shape.slots) < chunks:
+    def _shape(self, header: int, segment: int, chunks: int) -> _Shape:
+        shape = self._shapes.get((header, segment))
+        if shape is None or len(shape.texts) < chunks:
             if len(self._shapes) >= SHAPES:
                 self._shapes.pop(next(iter(self._shapes)))
-            shape = self._shapes[key] = _Shape(self._arena, self._out, packet.header, packet.segment, chunks)
+            shape = self._shapes[header, segment] = _Shape(self._arena, self._out, header, segment, chunks)
         return shape
 
 

@@ -13,7 +13,7 @@ from qvpn.netio.base import VNET_HEADER
 from qvpn.tunnel import ip
 
 _TCP_HEADER = 20
-_SYN = 0x02
+SYN = 0x02
 _END, _NOTHING, _MSS = 0, 1, 2
 
 
@@ -28,8 +28,8 @@ def is_syn(data: memoryview | bytes, inner: int, end: int) -> bool:
     The caller knows that it may be TCP (:func:`may_be_tcp`); behind IPv6 extension headers it is never looked for.
     """
     if data[inner] == 0x45:
-        return end > inner + 33 and bool(data[inner + 33] & _SYN)
-    return data[inner] >> 4 == 4 or (end > inner + 53 and bool(data[inner + 53] & _SYN))
+        return end > inner + 33 and bool(data[inner + 33] & SYN)
+    return data[inner] >> 4 == 4 or (end > inner + 53 and bool(data[inner + 53] & SYN))
 
 
 def clamp(data: memoryview, start: int, end: int, mtu: int) -> bool:
@@ -39,7 +39,7 @@ def clamp(data: memoryview, start: int, end: int, mtu: int) -> bool:
     if found is None or found[0] != ip.TCP:
         return False
     tcp = inner + found[1]
-    if end - tcp < _TCP_HEADER or not data[tcp + 13] & _SYN:
+    if end - tcp < _TCP_HEADER or not data[tcp + 13] & SYN:
         return False
     place = _mss(data, tcp, min(end, tcp + (data[tcp + 12] >> 4) * 4))
     wanted = mtu - (ip.IPV4_HEADER if data[inner] >> 4 == 4 else ip.IPV6_HEADER) - _TCP_HEADER

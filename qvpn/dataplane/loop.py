@@ -68,17 +68,20 @@ class PacketSelector(selectors.BaseSelector):
         self.woken = False
         while True:
             events = poll(wait, EVENTS)
-            if self._asks in events and len(events) > 1 and not self._went_first:
+            if len(events) > 1 and not self._went_first and self._asks in events:
                 # Both wait: a process that was stopped hears what became of its keys before it uses them again.
                 self._went_first = True
                 return self._inner.select(0)
             self._went_first = False
             for descriptor, _ in events:
                 reader = readers.get(descriptor)
-                if reader is not None:
-                    self._call(reader, descriptor)
-                else:
+                if reader is None:
                     asked = True
+                    continue
+                try:
+                    reader(descriptor)
+                except Exception as error:
+                    self._failed(error)
             if asked:
                 return self._inner.select(0)
             if self.woken or not events or wait == 0:
@@ -86,13 +89,11 @@ class PacketSelector(selectors.BaseSelector):
             if timeout is not None:
                 wait = max(0.0, end - time.monotonic())
 
-    def _call(self, reader: PacketReader, descriptor: int) -> None:
-        try:
-            reader(descriptor)
-        except Exception as error:
-            if self.on_error is None:
-                raise
-            self.on_error(error)
+    def _failed(self, error: Exception) -> None:
+        """Inside the handler of this error."""
+        if self.on_error is None:
+            raise error
+        self.on_error(error)
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         return self._inner.register(fileobj, events, data)

@@ -14,7 +14,7 @@ import numpy as np
 
 from qvpn.dataplane.backlog import Backlog
 from qvpn.dataplane.chunks import ChunkSealer, blocks
-from qvpn.dataplane.clamp import clamp, is_syn, may_be_tcp
+from qvpn.dataplane.clamp import SYN, clamp, is_syn, may_be_tcp
 from qvpn.dataplane.hooks import PlaneHooks
 from qvpn.dataplane.oversize import Oversize, datagrams
 from qvpn.dataplane.peers import Peer, PeerTable
@@ -26,9 +26,6 @@ from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.epoch import Epoch
 from qvpn.tunnel.records import OVERHEAD, Refused
 from qvpn.tunnel.replay import BLOCK
-
-_HEAD = 64
-"""Bytes of a packet with its virtio header that a look at its addresses and at a TCP flag may need."""
 
 READ_LIMIT = 256
 """Packets per callback: then the other direction has its turn."""
@@ -102,7 +99,7 @@ class Outbound:
         self._hooks = hooks
         self._arena = memoryview(bytearray(ARENA_BYTES))
         self._out = memoryview(bytearray(OUT_BYTES))
-        self._chunks = ChunkSealer(self._arena, self._out)
+        self._chunks = ChunkSealer(self._arena, memoryview(bytearray(OUT_BYTES)))
         self._oversize = Oversize(answers or tun)
         self.backlog = Backlog(tun, table.drops)
         """What waits because one turn did not empty the TUN; then :meth:`pump` must be called again."""
@@ -121,6 +118,15 @@ class Outbound:
         if not behind:
             self.backlog.fill(now)
         return total
+
+    def pump_one(self, now: float) -> int:
+        """Handle one packet of the TUN, while nothing waits here; returns how many there were."""
+        batch = self._tun.read_batch(self._arena, 1)
+        if not batch:
+            return 0
+        ((_, length),) = batch
+        (self._send_lone if self._arena[1] == offload.GSO_NONE else self._send_superpacket)(length, now)
+        return 1
 
     def _pump_once(self, limit: int, now: float) -> tuple[int, bool]:
         """One batch of reads, of which only the last can be a superpacket; True if there may be more."""
@@ -144,17 +150,17 @@ class Outbound:
 
     def _send_lone(self, length: int, now: float) -> None:
         """A packet that waited alone, at the start of the arena: as :meth:`_route` and :meth:`_send`, in one go."""
-        arena, inner = self._arena, VNET_HEADER
-        head = bytes(arena[:_HEAD])
-        heading = ip.heading(head, inner, length)
-        if heading is None:
+        arena = self._arena
+        found = self._simple(0, length) or self._other(0, length)
+        if found is None:
             self._table.drops.count(DropReason.MALFORMED)
             return
-        peer = self._table.allowed.lookup(heading[0])
+        destination, bits, may_be_syn = found
+        peer = self._table.allowed.lookup(destination)
         if peer is None:
             self._table.drops.count(DropReason.NO_ROUTE)
             return
-        if (head[inner + 9] == ip.TCP or head[inner + 6] == ip.TCP) and is_syn(head, inner, length):
+        if may_be_syn and is_syn(arena, VNET_HEADER, length):
             clamp(arena, 0, length, peer.inner_mtu)
         epoch = peer.epochs.sending(now) or self._table.sending(peer, now)
         if epoch is None or peer.endpoint is None:
@@ -163,20 +169,30 @@ class Outbound:
         if length > peer.max_plaintext:
             self._send_single(peer, epoch, arena[:length], now)
         else:
-            self._seal_lone(peer, epoch, length, heading[1], now)
+            self._seal_one(peer, epoch, arena[:length], 1, bits, now)
         if epoch.sealer.calls >= epoch.sealer.alert:
             self._check_limit(peer, epoch)
 
-    def _seal_lone(self, peer: Peer, epoch: Epoch, length: int, bits: int, now: float) -> None:
+    def _simple(self, start: int, end: int) -> tuple[bytes, int, bool] | None:
+        """(destination, ECN bits, may be a SYN) of a packet of IPv4 without options; None: look closer."""
+        if end - start < offload.SIMPLE.size:
+            return None
+        _, first, tos, length, _, protocol, _, destination, flags = offload.SIMPLE.unpack_from(self._arena, start)
+        if first != offload.SIMPLE_IPV4 or length != end - start - VNET_HEADER:
+            return None
+        return destination, tos & ecn.MASK, protocol == ip.TCP and flags & SYN != 0
+
+    def _seal_one(self, peer: Peer, epoch: Epoch, plaintext: memoryview, packets: int, bits: int, now: float) -> None:
+        """Seal and send one record with so many packets, whose ECN bits these are."""
         try:
-            record = epoch.sealer.seal_one(self._arena[:length], self._out)
+            record = epoch.sealer.seal_one(plaintext, self._out)
         except Refused as refused:
-            peer.drops.count(refused.reason)
+            peer.drops.count(refused.reason, packets)
             return
         if peer.endpoint is not None and self._bind.send_segments(record, len(record), peer.endpoint, bits):
-            peer.count_sent(1, 1, length, now)
+            peer.count_sent(1, packets, len(plaintext), now)
         else:
-            peer.drops.count(DropReason.SEND_FAILED)
+            peer.drops.count(DropReason.SEND_FAILED, packets)
             peer.measure_path(self._bind)
 
     def _route_batch(self, loads: dict[Peer, _Load], batch: list[tuple[int, int]]) -> None:
@@ -199,27 +215,35 @@ class Outbound:
     def _route(self, loads: dict[Peer, _Load], start: int, end: int) -> _Load | None:
         """Pick the peer by destination, and join the packet to the one before it where both fit; None: dropped."""
         arena = self._arena
-        inner = start + VNET_HEADER
-        if not 0 < end - inner == ip.packet_length(arena, inner, end):
+        found = self._simple(start, end) or self._other(start, end)
+        if found is None:
             self._table.drops.count(DropReason.MALFORMED)
             return None
-        peer = self._table.allowed.lookup(ip.destination(arena, inner))
+        destination, bits, may_be_syn = found
+        peer = self._table.allowed.lookup(destination)
         if peer is None:
             self._table.drops.count(DropReason.NO_ROUTE)
             return None
-        if (arena[inner + 9] == ip.TCP or arena[inner + 6] == ip.TCP) and is_syn(arena, inner, end):
+        if may_be_syn and is_syn(arena, start + VNET_HEADER, end):
             clamp(arena, start, end, peer.inner_mtu)
         load = loads.get(peer)
         if load is None:
             load = loads[peer] = _Load(peer)
         last = load.plaintexts[-1] if load.plaintexts else None
-        bits = ecn.field(arena, inner)
         if last is not None and last.end == start and last.ecn == bits and end - last.start <= peer.max_plaintext:
             last.end = end
             last.packets += 1
         else:
             load.plaintexts.append(_Plaintext(start, end, bits))
         return load
+
+    def _other(self, start: int, end: int) -> tuple[bytes, int, bool] | None:
+        """As :meth:`_simple` of any packet; None: malformed."""
+        arena, inner = self._arena, start + VNET_HEADER
+        if not 0 < end - inner == ip.packet_length(arena, inner, end):
+            return None
+        may_be_tcp = arena[inner + 9] == ip.TCP or arena[inner + 6] == ip.TCP
+        return ip.destination(arena, inner), ecn.field(arena, inner), may_be_tcp
 
     def _send(self, load: _Load, now: float) -> None:
         peer, plaintexts = load.peer, load.plaintexts
@@ -231,8 +255,12 @@ class Outbound:
         fitting = [plaintext for plaintext in plaintexts if plaintext.end - plaintext.start <= peer.max_plaintext]
         if len(fitting) < len(plaintexts):
             self._send_oversize(peer, epoch, [p for p in plaintexts if p.end - p.start > peer.max_plaintext], now)
-        for first in range(0, len(fitting), BLOCK):
-            self._send_block(peer, epoch, fitting[first : first + BLOCK], now)
+        if len(fitting) == 1:
+            (only,) = fitting
+            self._seal_one(peer, epoch, self._arena[only.start : only.end], only.packets, only.ecn, now)
+        else:
+            for first in range(0, len(fitting), BLOCK):
+                self._send_block(peer, epoch, fitting[first : first + BLOCK], now)
         if epoch.sealer.calls >= epoch.sealer.alert:
             self._check_limit(peer, epoch)
 
@@ -279,18 +307,19 @@ class Outbound:
     def _send_superpacket(self, length: int, now: float) -> None:
         """Send the superpacket at the start of the arena as chunks."""
         arena = self._arena
-        packet = offload.parse_superpacket(arena, 0, length)
-        if packet is None or packet.header + packet.payload != length:
+        found = offload.addressed(arena, length)
+        if found is None or found[0].header + found[0].payload != length:
             self._table.drops.count(DropReason.MALFORMED)
             return
-        head = bytes(arena[: packet.header])
-        peer = self._table.allowed.lookup(ip.destination(head, VNET_HEADER))
+        packet, _, destination = found
+        chunks = packet.chunks
+        peer = self._table.allowed.lookup(destination)
         if peer is None:
-            self._table.drops.count(DropReason.NO_ROUTE, packet.chunks)
+            self._table.drops.count(DropReason.NO_ROUTE, chunks)
             return
         epoch = peer.epochs.sending(now) or self._table.sending(peer, now)
         if epoch is None or peer.endpoint is None:
-            self._unsealable(peer, epoch, 0, length, packet.chunks)
+            self._unsealable(peer, epoch, 0, length, chunks)
             return
         if packet.segment > peer.max_plaintext - packet.header:
             fitting = self._fit(peer, packet)
@@ -298,9 +327,9 @@ class Outbound:
                 for part in datagrams(arena, packet):
                     self._send_single(peer, epoch, part, now)
                 return
-            packet, head = fitting, bytes(arena[: packet.header])
-        if (chunks := packet.chunks) <= BLOCK:
-            self._send_chunks(peer, epoch, packet, chunks, head, now)
+            packet, chunks = fitting, fitting.chunks
+        if chunks <= BLOCK:
+            self._send_chunks(peer, epoch, packet, chunks, bytes(arena[: packet.header]), now)
         else:
             self._send_blocks(peer, epoch, packet, now)
         if epoch.sealer.calls >= epoch.sealer.alert:

@@ -13,7 +13,7 @@ from qvpn.dataplane.arrivals import Arrivals
 from qvpn.dataplane.hooks import PlaneHooks
 from qvpn.dataplane.inbound import Inbound
 from qvpn.dataplane.loop import add_reader, remove_reader
-from qvpn.dataplane.outbound import READ_LIMIT, Outbound
+from qvpn.dataplane.outbound import Outbound
 from qvpn.dataplane.peers import Peer, PeerTable
 from qvpn.dataplane.stats import PeerTraffic, QueueStatus
 from qvpn.netio.base import VNET_HEADER, Address, Bind, Tun
@@ -23,7 +23,7 @@ from qvpn.tunnel.epoch import Epoch
 from qvpn.tunnel.keys import EpochKeys
 from qvpn.tunnel.records import LIMITS, OVERHEAD, Limits, Refused
 
-RECEIVE_LIMIT = 16
+RECEIVE_LIMIT = 8
 """Receives per callback: then the other direction has its turn."""
 
 QUIET = 20e-6
@@ -32,8 +32,8 @@ QUIET = 20e-6
 If there is one, its descriptor is still readable, and then there was no such pause.
 """
 
-AT_ONCE = 4
-"""Receives before the first of them is opened."""
+AT_ONCE = 2
+"""Receives, each a superpacket or half of one, before the first of them is opened."""
 
 TICK = 1.0
 """Seconds between two looks at the clock while no epoch ends earlier."""
@@ -322,12 +322,13 @@ class Plane:
     def _on_tun(self, _: int = -1) -> None:
         if self._behind is not None:
             return  # what waits in the TUN has its turn with what was read before
-        now = self._clock()
-        waiting = self._outbound.waiting
-        self._outbound.pump(now, READ_LIMIT if waiting.packets or now - self._worked <= self._pause else 1)
+        now, outbound = self._clock(), self._outbound
+        waiting = outbound.waiting
+        quiet = not waiting.packets and now - self._worked > self._pause
+        count = outbound.pump_one(now) if quiet else outbound.pump(now)
         if waiting.packets:
             self._catch_up()
-        if self._tun.fileno() < 0:
+        elif not count and self._tun.fileno() < 0:
             self._check_tun()
         self._worked = self._clock()
 
@@ -354,10 +355,9 @@ class Plane:
 
     def _on_network(self, descriptor: int = -1) -> None:
         """Few receives at a time, so that what one brought is still in the processor's cache when it is opened."""
-        now, inbound = self._clock(), self._inbound
+        now, inbound, receive = self._clock(), self._inbound, self._bind.receive_batch
         if now - self._worked > self._pause:
-            received = self._bind.receive_batch(1, descriptor)
-            for each in received:
+            for each in receive(1, descriptor):
                 if each.waited:
                     self._arrivals.look(descriptor, each, now)
                 inbound.process(each, now)
@@ -365,7 +365,7 @@ class Plane:
                 self._worked = self._clock()
                 return
         for _ in range(RECEIVE_LIMIT // AT_ONCE):
-            received = self._bind.receive_batch(AT_ONCE, descriptor)
+            received = receive(AT_ONCE, descriptor)
             for each in received:
                 if each.waited:
                     self._arrivals.look(descriptor, each, now)

@@ -44,6 +44,8 @@ class Pending:
     peer: Peer
     epoch: Epoch
     packet: Superpacket
+    source: bytes
+    """Inner address."""
     head: bytes
     first_place: int
     next_place: int
@@ -117,57 +119,60 @@ class RunJoiner:
         epoch: Epoch,
         counter: int,
         views: RecordViews,
+        first: int,
         count: int,
-        first: memoryview,
+        opened: memoryview,
         last: int,
         mark: int,
     ) -> bool:
-        """Begin with the first ``count`` records of a receive, of which ``first`` is open; as :meth:`add`.
+        """Begin with ``count`` records of a receive from number ``first`` on, which is open; as :meth:`add`.
 
         ``last``: bytes of the last one's plaintext.
         """
-        size, place = len(first), counter & (BLOCK - 1)
-        packet, after = offload.parse_superpacket(first, 0, size), place + count
-        if packet is None or size != packet.header + packet.segment:
+        size, place = len(opened), counter & (BLOCK - 1)
+        found, after = offload.addressed(opened, size), place + count
+        if found is None:
             return False
-        if not offload.chunk_fits(packet, after - 1, last):
+        packet, source, _ = found
+        header, segment, _, _, _ = packet
+        if size != header + segment or not offload.chunk_fits(packet, after - 1, last):
             return False
         if self.pending is not None:
             self.flush()
         if count > 1:
             try:
-                _open(epoch.opener.decrypt, views, 1, self._shape(packet, count)[1:count], last)
+                _open(epoch.opener.decrypt, views, first + 1, self._shape(header, segment, count)[1:count], last)
             except InvalidTag:
                 return False
-        self._buffer[:size] = first
-        head, end = bytes(first[: packet.header]), (count - 1) * packet.segment + last
+        self._buffer[:size] = opened
+        head, end = bytes(opened[:header]), (count - 1) * segment + last
         follows = counter + count if after < BLOCK else -1
-        self.pending = Pending(peer, epoch, packet, head, place, after, follows, end, mark)
+        self.pending = Pending(peer, epoch, packet, source, head, place, after, follows, end, mark)
         return True
 
-    def go_on(self, pending: Pending, views: RecordViews, count: int, last: int) -> bool:
-        """Open the first ``count`` records of a receive, which go on where ``pending`` ends; as :meth:`add`.
+    def go_on(self, pending: Pending, views: RecordViews, first: int, count: int, last: int) -> bool:
+        """Open ``count`` records of a receive from number ``first`` on, which go on where ``pending`` ends.
 
-        ``last``: bytes of the last one's plaintext.  The header of the first lands on the end of what is pending,
-        which is put back.
+        As :meth:`add`.  ``last``: bytes of the last one's plaintext.  The header of the first lands on the end of
+        what is pending, which is put back.
         """
         packet, place = pending.packet, pending.next_place
-        header, at = packet.header, place - pending.first_place
-        if header + packet.segment != views.segment - OVERHEAD:
+        header, segment, at = packet.header, packet.segment, place - pending.first_place
+        if header + segment != views.segment - OVERHEAD:
             return False
         if not offload.chunk_fits(packet, place + count - 1, last):
             return False
-        base = at * packet.segment
+        base = at * segment
         landing = self._buffer[base : base + header]
-        kept, places = bytes(landing), self._shape(packet, at + count)[at : at + count]
+        kept, places = bytes(landing), self._shape(header, segment, at + count)[at : at + count]
         try:
-            _open(pending.epoch.opener.decrypt, views, 0, places, last)
+            _open(pending.epoch.opener.decrypt, views, first, places, last)
             fits = landing == pending.head
         except InvalidTag:
             fits = False
         landing[:] = kept
         if fits:
-            pending.extend(count, base + (count - 1) * packet.segment + last)
+            pending.extend(count, base + (count - 1) * segment + last)
         return fits
 
     def add(self, run: Run) -> bool:
@@ -177,7 +182,8 @@ class RunJoiner:
         its datagrams must be handled one by one.  The caller marks the counters when this returns True.
         """
         pending = self._continued(run) if self.pending else None
-        packet = pending.packet if pending else offload.parse_superpacket(run.opened, 0, len(run.opened))
+        found = None if pending else offload.addressed(run.opened, len(run.opened))
+        packet = pending.packet if pending else found[0] if found else None
         if packet is None or not run.fits(packet):
             return False
         if pending is None:
@@ -189,7 +195,7 @@ class RunJoiner:
             if run.count > 1 and run.views is not None:
                 at = place - first_place
                 run.views.grow(run.first + run.count)
-                places = self._shape(packet, at + run.count)[at + 1 : at + run.count]
+                places = self._shape(packet.header, packet.segment, at + run.count)[at + 1 : at + run.count]
                 _open(run.epoch.opener.decrypt, run.views, run.first + 1, places, run.last)
         except InvalidTag:
             return False
@@ -198,10 +204,10 @@ class RunJoiner:
         end = base + (run.count - 1) * packet.segment + run.last
         if pending:
             pending.extend(run.count, end)
-            return True
-        head, after = bytes(run.opened[: packet.header]), place + run.count
-        follows = run.counter + run.count if after < BLOCK else -1
-        self.pending = Pending(run.peer, run.epoch, packet, head, place, after, follows, end, run.mark)
+        elif found:
+            head, after = bytes(run.opened[: packet.header]), place + run.count
+            follows = run.counter + run.count if after < BLOCK else -1
+            self.pending = Pending(run.peer, run.epoch, packet, found[1], head, place, after, follows, end, run.mark)
         return True
 
     def finish(self) -> None:
@@ -222,7 +228,7 @@ class RunJoiner:
         if pending.mark and not ecn.apply(self._buffer, VNET_HEADER, pending.mark):
             peer.drops.count(ecn.lost(pending.mark), chunks)
             return
-        if self._table.allowed.lookup(ip.source(pending.head, VNET_HEADER)) is not peer:
+        if self._table.allowed.lookup(pending.source) is not peer:
             peer.drops.count(DropReason.WRONG_SOURCE, chunks)
             return
         peer.source_checks += 1
@@ -269,17 +275,16 @@ class RunJoiner:
             return pending
         return None
 
-    def _shape(self, packet: Superpacket, count: int) -> list[memoryview]:
-        """The first ``count`` places of superpackets with this header and segment size."""
-        key = (packet.header, packet.segment)
-        places = self._places.get(key)
+    def _shape(self, header: int, segment: int, count: int) -> list[memoryview]:
+        """The first ``count`` places, at least, of superpackets with this header and segment size."""
+        places = self._places.get((header, segment))
         if places is None:
             if len(self._places) >= SHAPES:
                 self._places.pop(next(iter(self._places)))
-            places = self._places[key] = []
-        step, size = packet.segment, packet.header + packet.segment
+            places = self._places[header, segment] = []
+        size = header + segment
         for place in range(len(places), count):
-            places.append(self._buffer[place * step : place * step + size])
+            places.append(self._buffer[place * segment : place * segment + size])
         return places
 
 

@@ -16,7 +16,7 @@ from qvpn.tunnel.records import CONTROL_BIT, HEADER
 from qvpn.tunnel.replay import BLOCK
 
 KEPT = 64
-"""Pairs of buffer and length whose views are kept: a bind reads into few buffers."""
+"""Pairs of buffer and length whose views are kept: a bind reads into few buffers.  As many places in each."""
 
 CONTROL_BYTE = CONTROL_BIT >> 56
 """What the last byte of the counter has at least in a control record."""
@@ -36,7 +36,7 @@ class RecordViews:
         """``segment`` is at least the length of a record without plaintext."""
         self.buffer = buffer
         self.segment = segment
-        self._headers: dict[int, npt.NDArray[np.complex128]] = {}
+        self._headers: dict[tuple[int, int], npt.NDArray[np.complex128]] = {}
         self.nonces: list[memoryview] = []
         self.texts: list[memoryview] = []
         """Of each record: its ciphertext and tag."""
@@ -48,42 +48,46 @@ class RecordViews:
             self.nonces.append(self.buffer[start + 4 : start + HEADER])
             self.texts.append(self.buffer[start + HEADER : start + self.segment])
 
-    def is_run(self, count: int) -> bool:
-        """True if the first ``count`` records have one index and consecutive data counters of one block.
+    def is_run(self, first: int, count: int) -> bool:
+        """True if ``count`` records from number ``first`` on have one index and consecutive data counters of a block.
 
         Inside a block only the lowest byte of the counter changes, by one: the headers are compared as a whole with
         what they must be then.
         """
-        headers = self._headers.get(count)
+        headers = self._headers.get((first, count))
         if headers is None:
-            headers = self._headers[count] = np.ndarray((count,), _HEADER, self.buffer, 0, (self.segment,))
+            if len(self._headers) >= KEPT:
+                self._headers.clear()
+            start = first * self.segment
+            headers = np.ndarray((count,), _HEADER, self.buffer, start, (self.segment,))
+            self._headers[first, count] = headers
         seen = headers.tobytes()
-        first = seen[8]
-        if (first & (BLOCK - 1)) + count > BLOCK or seen[15] >= CONTROL_BYTE:
+        lowest = seen[8]
+        if (lowest & (BLOCK - 1)) + count > BLOCK or seen[15] >= CONTROL_BYTE:
             return False
         head, rest = seen[:8], seen[9:HEADER]
-        return seen == head + (rest + head).join(_BYTES[first : first + count]) + rest
+        return seen == head + (rest + head).join(_BYTES[lowest : lowest + count]) + rest
 
-    def split(self, count: int) -> Iterator[tuple[int, int]]:
-        """The first ``count`` records as runs: (number of the first, how many).
+    def split(self, first: int, count: int) -> Iterator[tuple[int, int]]:
+        """Those records as runs: (number of the first, how many).
 
         Those of a run have equal first eight bytes and consecutive data counters in one block; a handshake datagram
         and a control record are runs of one.
         """
-        heads: list[int] = np.ndarray((count,), "<u8", self.buffer, 0, (self.segment,)).tolist()
-        counters: list[int] = np.ndarray((count,), "<u8", self.buffer, 8, (self.segment,)).tolist()
-        first = 0
+        start, begin = first * self.segment, 0
+        heads: list[int] = np.ndarray((count,), "<u8", self.buffer, start, (self.segment,)).tolist()
+        counters: list[int] = np.ndarray((count,), "<u8", self.buffer, start + 8, (self.segment,)).tolist()
         for here in range(1, count + 1):
             joins = (
                 here < count
-                and heads[here] == heads[first]
+                and heads[here] == heads[begin]
                 and counters[here] == counters[here - 1] + 1
                 and counters[here] & (BLOCK - 1)
                 and not counters[here] & CONTROL_BIT
             )
             if not joins:
-                yield first, here - first
-                first = here
+                yield first + begin, here - begin
+                begin = here
 
 
 class ViewCache:

@@ -62,6 +62,8 @@ class Received:
     """ECN bits of the outer headers: the kernel joins only datagrams whose bits are equal."""
     waited: float = 0.0
     """Seconds that its first datagram waited in the socket; 0 where nobody asks (:meth:`Bind.watch_waits`)."""
+    joined: int = 0
+    """Datagrams of the first of two receives that were put behind one another; 0: it is only one."""
 
 
 class Tun(Protocol):
@@ -108,7 +110,7 @@ class Bind(Protocol):
     """
 
     def receive_batch(self, limit: int, descriptor: int = -1) -> list[Received]:
-        """What has arrived, at most ``limit`` receives; fewer: nothing more waits.
+        """What has arrived, in at most ``limit`` receives, and one found behind the last; fewer: nothing more waits.
 
         ``descriptor`` is the only one of :meth:`filenos` to ask, because it is known to be readable; -1: all.
         Buffers are valid until the next call.

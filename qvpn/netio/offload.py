@@ -44,6 +44,27 @@ _LITTLE_U16 = struct.Struct("<H")
 _U32 = struct.Struct(">I")
 
 
+SIMPLE = struct.Struct(">10sBBH2xHxB2x4s4s13xB")
+"""Virtio header, then of an IPv4 packet without options: version and header length, TOS, length, fragment, protocol,
+source, destination, and the flags that it has if it is TCP."""
+
+SIMPLE_IPV4 = 0x45
+"""Version and header length of a packet that :data:`SIMPLE` reads."""
+
+_NO_OFFLOAD = bytes(LENGTH)
+_FINISHED_LATER = frozenset(VIRTIO.pack(NEEDS_CSUM, GSO_NONE, 0, 0, ip.IPV4_HEADER, at) for at in (16, 6))
+"""What a kernel puts before TCP and UDP whose checksum it left open."""
+
+_CHECKSUM_END = ip.IPV4_HEADER + 16 + 2
+
+
+def simple_ok(virtio: bytes, length: int, fragment: int) -> bool:
+    """Quick look before :func:`plain_ok` at what :data:`SIMPLE` read: True for most, and only for what is ok."""
+    if virtio == _NO_OFFLOAD:
+        return True
+    return length >= _CHECKSUM_END and not fragment & 0x3FFF and virtio in _FINISHED_LATER
+
+
 def plain_ok(data: memoryview | bytes, start: int, length: int) -> bool:
     """True if the virtio header at ``start`` is fit for the kernel, before an IP packet of ``length`` bytes."""
     flags, gso_type, hdr_len, _, csum_start, csum_offset = VIRTIO.unpack_from(data, start)
@@ -79,33 +100,59 @@ class Superpacket(NamedTuple):
         return -(-self.payload // self.segment)
 
 
+_V4 = struct.Struct("14s2x2sxB2x4s4s12x2s")
+"""Of TCP over IPv4 without options: all to the total length; fragment; protocol; source; destination; TCP's length
+and flags."""
+
+_V6 = struct.Struct("11s3x3sx16s16s12x2s")
+"""Of TCP over IPv6: all to the version; length and next header; source; destination; TCP's length and flags."""
+
 _SHAPE_BYTES = 64
 _SHAPES = 1024
 """Shapes remembered; at this number the memory starts afresh."""
 
-_shapes: dict[tuple[int, bytes, bytes, bytes], Superpacket] = {}
+_shapes: dict[tuple[object, ...], Superpacket] = {}
 
 
 def parse_superpacket(data: memoryview, start: int, end: int) -> Superpacket | None:
-    """Read the header of a superpacket, of which ``data[start:end]`` holds at least the header; None if malformed.
+    """Read the header of a superpacket, of which ``data[start:end]`` holds at least the header; None if malformed."""
+    found = addressed(data[start:end], end - start)
+    return None if found is None else found[0]
+
+
+def addressed(data: memoryview, size: int) -> tuple[Superpacket, bytes, bytes] | None:
+    """As :func:`parse_superpacket` of the first ``size`` bytes, with source and destination address.
 
     Superpackets of one TCP connection differ in addresses, numbers and sums, of which the answer does not depend; it
     is remembered by those bytes that it does depend on.
     """
-    room = end - start
-    head = bytes(data[start : start + _SHAPE_BYTES])
-    if room >= _SHAPE_BYTES and head[10] == 0x45 and head[19] == ip.TCP:
-        shape = (room, head[:14], head[16:18], head[42:44])  # all to the length; fragment; TCP's length and flags
-    elif room >= _SHAPE_BYTES and head[10] >> 4 == 6 and head[16] == ip.TCP:
-        shape = (room, head[:11], head[14:17], head[62:64])  # all to the version; length; TCP's length and flags
-    else:
-        return _parse(data, start, end)
-    found = _shapes.get(shape)
-    if found is None and (found := _parse(data, start, end)) is not None:
+    if size >= _SHAPE_BYTES:
+        first, fragment, protocol, source, destination, flags = _V4.unpack_from(data)
+        shape: tuple[object, ...] = (size, first, fragment, protocol, flags)
+        found = _shapes.get(shape)
+        if found is not None:
+            return found, source, destination
+        if first[10] == 0x45 and protocol == ip.TCP:
+            return _remember(data, size, shape)
+        if first[10] >> 4 == 6 and data[16] == ip.TCP:
+            first, length, source, destination, flags = _V6.unpack_from(data)
+            shape = (size, first, length, flags)
+            found = _shapes.get(shape)
+            return _remember(data, size, shape) if found is None else (found, source, destination)
+    return _remember(data, size, None)
+
+
+def _remember(
+    data: memoryview, size: int, shape: tuple[object, ...] | None
+) -> tuple[Superpacket, bytes, bytes] | None:
+    packet = _parse(data, 0, size)
+    if packet is None:
+        return None
+    if shape is not None:
         if len(_shapes) >= _SHAPES:
             _shapes.clear()
-        _shapes[shape] = found
-    return found
+        _shapes[shape] = packet
+    return packet, ip.source(data, LENGTH), ip.destination(data, LENGTH)
 
 
 def _parse(data: memoryview, start: int, end: int) -> Superpacket | None:

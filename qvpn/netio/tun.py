@@ -111,29 +111,32 @@ class TunDevice:
         return dict(self._errors)
 
     def read_batch(self, arena: memoryview, limit: int) -> list[tuple[int, int]]:
+        last, descriptor, readv = len(arena) - MAX_READ, self._descriptor, os.readv
+        if last < 0 or limit < 1:
+            return []
         batch: list[tuple[int, int]] = []
-        position, last, room = 0, len(arena) - MAX_READ, arena
-        descriptor, readv = self._descriptor, os.readv
-        while position <= last and len(batch) < limit:
-            try:
-                length = readv(descriptor, [room])
-            except BlockingIOError:
-                break
-            except OSError as error:
-                self._count(error)
-                break
-            batch.append((position, length))
-            if arena[position + 1]:
-                break
-            position += length
-            room = arena[position:]
+        position, room = 0, arena
+        try:
+            while True:
+                length = readv(descriptor, (room,))
+                batch.append((position, length))
+                if arena[position + 1]:
+                    break
+                position += length
+                if position > last or len(batch) >= limit:
+                    break
+                room = arena[position:]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._count(error)
         return batch
 
     def write_batch(self, packets: Sequence[memoryview]) -> int:
-        taken = 0
+        taken, descriptor, write = 0, self._descriptor, os.write
         for packet in packets:
             try:
-                os.write(self._descriptor, packet)
+                write(descriptor, packet)
                 taken += 1
             except OSError as error:
                 self._count(error)

@@ -22,13 +22,19 @@ from qvpn.netio.base import Address
 from qvpn.netio.errors import BindError, reason
 from qvpn.netio.route import link_mtu
 from qvpn.netio.udpreceive import UdpReceiver
-from qvpn.netio.udpsocket import SocketFactory, UdpSocket, family_of, may_fragment, open_socket, prepare, sockaddr
+from qvpn.netio.udpsocket import (
+    MAX_SEND,
+    SocketFactory,
+    UdpSocket,
+    family_of,
+    may_fragment,
+    open_socket,
+    prepare,
+    sockaddr,
+)
 
 MAX_SEGMENTS = 64
 """Datagrams per segmented send that every kernel with UDP_SEGMENT takes."""
-
-MAX_SEND = 65_507
-"""Bytes per send over IPv4; IPv6 allows 20 more."""
 
 FALLBACK_PAYLOAD = 1280 - 48
 """Where the route's MTU cannot be read: what every IPv6 link carries."""
@@ -95,14 +101,15 @@ class UdpBind(UdpReceiver):
         sock = self._last_socket if address is self._last_address else self._socket_for(address)
         if ecn != sock.ecn:
             sock.set_ecn(ecn)
-        if 0 < len(buffer) <= segment:
+        length = len(buffer)
+        if 0 < length <= segment:
             return int(self._send_one(sock, buffer, address))
-        count = -(-len(buffer) // segment)
-        if len(buffer) <= MAX_SEND and 0 < count <= MAX_SEGMENTS:
+        count = -(-length // segment)
+        if length <= MAX_SEND and 0 < count <= MAX_SEGMENTS:
             return self._send_part(sock, buffer, segment, count, address)
         step = segment * _evenly(count, max(1, min(MAX_SEGMENTS, MAX_SEND // segment)))
         sent = 0
-        for start in range(0, len(buffer), step):
+        for start in range(0, length, step):
             part = buffer[start : start + step]
             count = -(-len(part) // segment)
             taken = self._send_part(sock, part, segment, count, address)
@@ -113,6 +120,12 @@ class UdpBind(UdpReceiver):
 
     def _send_part(self, sock: UdpSocket, part: memoryview, segment: int, count: int, address: Address) -> int:
         """One system call if possible, else one per datagram."""
+        if segment == sock.segment and sock.send is not None:  # as nearly always
+            try:
+                sock.send(part)
+                return count
+            except OSError as error:
+                self._said_before(error)
         if count > 1 and sock.segments:
             try:
                 if segment != sock.segment:
@@ -131,6 +144,12 @@ class UdpBind(UdpReceiver):
         return count
 
     def _send_one(self, sock: UdpSocket, datagram: memoryview, address: Address) -> bool:
+        if not sock.segment and sock.send is not None:
+            try:
+                sock.send(datagram)
+                return True
+            except OSError as error:
+                self._said_before(error)
         try:
             if sock.segment:
                 sock.set_segment(0)
@@ -139,6 +158,11 @@ class UdpBind(UdpReceiver):
             self._failed(sock, error)
             return False
         return True
+
+    def _said_before(self, error: OSError) -> None:
+        """A first try failed: what is true of this datagram is said again at the next, and counted there."""
+        if error.errno == errno.ECONNREFUSED:
+            self._count(error)
 
     def _send_retrying(self, sock: UdpSocket, data: memoryview, address: Address) -> None:
         """A connected socket first reports what ICMP said of an earlier datagram, without sending this one."""

@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 
 from qvpn.netio.base import Address, Received
-from qvpn.netio.udpsocket import IPV6_TCLASS, KNOWN_ADDRESSES, UDP_GRO, UdpSocket, address_of, try_option
+from qvpn.netio.udpsocket import IPV6_TCLASS, KNOWN_ADDRESSES, MAX_SEND, UDP_GRO, UdpSocket, address_of, try_option
 
 _ECN = 3
 _SINGLE = [(socket.IPPROTO_IP, socket.IP_TOS, b"\0")]
@@ -21,6 +21,9 @@ _MAX_WAIT = 10.0
 
 ROOM = 65_536
 """What a receive may need: nobody knows before whether the kernel joined datagrams."""
+
+HALF = MAX_SEND // 2
+"""Bytes of each send of a superpacket that takes two, at least: behind such a receive its other half may wait."""
 
 GATHERED = 64
 """Datagrams gathered into one buffer where the kernel joins none: as many as a block has counters."""
@@ -65,13 +68,17 @@ class UdpReceiver:
 
     def _receive_from(self, sock: UdpSocket, batch: list[Received], limit: int) -> None:
         """Append what waits on one socket, until ``batch`` has as many as the limit."""
-        while len(batch) < limit:
-            number, buffers = len(batch), self._buffers
+        buffers = self._buffers
+        while (number := len(batch)) < limit:
             received = self._receive(sock, buffers[number] if number < len(buffers) else self._buffer(number))
             if received is None:
                 return
             batch.append(received)
-            if received.segment == received.length and len(batch) < limit and not self._gather(sock, received, batch):
+            length, segment = received.length, received.segment
+            if length == segment:
+                if number + 1 < limit and not self._gather(sock, received, batch):
+                    return
+            elif length >= HALF and not length % segment and not self._gather_half(sock, received, batch):
                 return
 
     def _gather(self, sock: UdpSocket, first: Received, batch: list[Received]) -> bool:
@@ -99,17 +106,39 @@ class UdpReceiver:
         first.length = end
         return True
 
+    def _gather_half(self, sock: UdpSocket, first: Received, batch: list[Received]) -> bool:
+        """Receive once more behind what may be half of a superpacket, which takes two sends; as :meth:`_gather`."""
+        end, size = first.length, first.segment
+        if end > len(first.buffer) - ROOM:
+            return True
+        received = self._receive(sock, first.buffer[end:])
+        if received is None:
+            return False
+        if (
+            received.address is first.address
+            and received.ecn == first.ecn
+            and received.length
+            and (received.segment == size or received.length == received.segment < size)
+        ):
+            first.joined, first.length = end // size, end + received.length
+        else:  # not part of it: in a buffer of its own, of which views are kept
+            held = self._buffer(len(batch))
+            held[: received.length] = received.buffer[: received.length]
+            received.buffer = held
+            batch.append(received)
+        return True
+
     def _receive(self, sock: UdpSocket, buffer: memoryview) -> Received | None:
         for _ in range(2):  # the first error may be an ICMP answer to something sent long ago
             try:
-                length, ancillary, _, source = sock.socket.recvmsg_into([buffer], ANCILLARY)
+                length, ancillary, _, source = sock.receive((buffer,), ANCILLARY)
             except BlockingIOError:
                 return None
             except OSError as error:
                 self._count(error)
                 continue
             if ancillary == _SINGLE:
-                return Received(buffer, length, length, self._known.get(source) or self._address_of(source), 0)
+                return Received(buffer, length, length, self._known.get(source) or self._address_of(source))
             waited = 0.0
             if sock.stamped and ancillary and ancillary[0][1] == _SO_TIMESTAMPNS:
                 waited = _since(ancillary.pop(0)[2])

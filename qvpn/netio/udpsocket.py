@@ -16,6 +16,8 @@ _PMTUDISC_DONT, _PMTUDISC_PROBE = 0, 3
 """Fragments allowed; never any, and no belief in ICMP: only the first link's MTU counts (ip(7))."""
 _IP_RECVTOS, _IPV6_RECVTCLASS = 13, 66
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+MAX_SEND = 65_507
+"""Bytes per send over IPv4; IPv6 allows 20 more."""
 SOCKET_BUFFER = 4 << 20
 KNOWN_ADDRESSES = 4096
 
@@ -31,13 +33,16 @@ def open_socket(family: int) -> socket.socket:
 class UdpSocket:
     """A socket and what is known about it."""
 
-    __slots__ = ("address", "ecn", "family", "segment", "segments", "socket", "stamped")
+    __slots__ = ("address", "ecn", "family", "receive", "segment", "segments", "send", "socket", "stamped")
 
     def __init__(self, sock: socket.socket, family: int, address: Address | None) -> None:
         self.socket = sock
         self.family = family
         self.address = address
         """Where it is connected to; None for the listener."""
+        self.receive = sock.recvmsg_into
+        self.send = sock.send if address is not None else None
+        """Where there is one address to send to."""
         self.segments = True
         """UDP_SEGMENT has not failed on it."""
         self.segment = 0

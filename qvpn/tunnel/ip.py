@@ -34,19 +34,6 @@ def packet_length(data: memoryview | bytes, start: int, end: int) -> int:
     return 0
 
 
-def heading(head: bytes, start: int, end: int) -> tuple[bytes, int] | None:
-    """(destination, ECN bits) of the packet that fills ``start`` to ``end`` exactly; None if it does not.
-
-    ``head`` has the packet's fixed header, or all of a shorter one.
-    """
-    if head[start] == 0x45:  # as nearly always
-        length = head[start + 2] << 8 | head[start + 3]
-        return (head[start + 16 : start + 20], head[start + 1] & 3) if IPV4_HEADER <= length == end - start else None
-    if not 0 < end - start == packet_length(head, start, end):
-        return None
-    return destination(head, start), (head[start + 1] if head[start] >> 4 == 4 else head[start + 1] >> 4) & 3
-
-
 def source(data: memoryview | bytes, start: int) -> bytes:
     """Source address (4 or 16 bytes) of a packet that :func:`packet_length` accepted."""
     if data[start] >> 4 == 4:

@@ -199,7 +199,8 @@ class Opener:
     def decipher(self, counter: int, datagram: memoryview, out: memoryview) -> int:
         """As :meth:`open`, but the counter is left for the caller to mark."""
         window, limits = self.control if counter & CONTROL_BIT else self.data, self._limits
-        if not window.fresh(counter & (CONTROL_BIT - 1)):
+        number = counter & (CONTROL_BIT - 1)
+        if number <= window.highest and not window.fresh(number):  # what is above the highest always is
             raise Refused(DropReason.REPLAY)
         if self.calls >= limits.stop or self.failed >= limits.failed_stop:
             raise Refused(DropReason.LIMIT)
@@ -221,11 +222,11 @@ class Opener:
 
         0 if one of them is not fresh, or if there is no :meth:`room` for so many.
         """
-        limits, place = self._limits, counter & (BLOCK - 1)
+        limits, data = self._limits, self.data
         if self.calls + count > limits.stop or self.failed >= limits.failed_stop:
             return 0
-        mask = ((1 << count) - 1) << place
-        return mask if self.data.run_fresh(counter >> INDEX_BITS, mask) else 0
+        mask = ((1 << count) - 1) << (counter & (BLOCK - 1))
+        return mask if counter > data.highest or data.run_fresh(counter >> INDEX_BITS, mask) else 0
 
     def window(self, counter: int) -> ReplayWindow:
         """The window this counter belongs to, by its control bit."""

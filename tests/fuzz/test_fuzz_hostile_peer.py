@@ -23,7 +23,7 @@ from qvpn.netio.base import Received
 from tests.fuzz.hostile_peer import Delivery, deliveries, sealed
 from tests.fuzz.virtio_rules import objection
 from tests.unit.dataplane.segments import Big
-from tests.unit.dataplane.support import ALICE, FROM_ALICE, FROM_BOB, Pair, ip_packet
+from tests.unit.dataplane.support import ALICE, FROM_ALICE, FROM_BOB, Pair, ip_packet, two_in_one
 
 LONG = os.environ.get("QVPN_TEST_LONG") == "1"
 SOURCES = {bytes([10, 90, 0, 1]), bytes.fromhex("fd900000000000000000000000000001")}
@@ -38,14 +38,17 @@ def received(delivery: Delivery, seed: int, ecn: int = 0) -> list[bytes]:
     inbound = PAIR.bob.plane._inbound
     PAIR.bob.tun.taken.clear()
     batch: list[bytes] = []
+    receives: list[Received] = []
     for record in [*sealed(delivery, KEYS, next(BLOCKS)), None]:
         joins = record and batch and len(batch[-1]) == len(batch[0]) >= len(record) and chance.random() < 0.9
         if batch and not joins:
             data = b"".join(batch)
-            inbound.process(Received(memoryview(bytearray(data)), len(data), len(batch[0]), ALICE, ecn), 0.0)
+            receives.append(Received(memoryview(bytearray(data)), len(data), len(batch[0]), ALICE, ecn))
             batch = []
         if record:
             batch.append(record)
+    for each in two_in_one(receives, chance):
+        inbound.process(each, 0.0)
     inbound.flush()
     return list(PAIR.bob.tun.taken)
 

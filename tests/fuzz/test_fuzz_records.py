@@ -24,16 +24,19 @@ def total_drops() -> int:
     return sum(PAIR.bob.plane.stats("alice").drops.values()) + sum(PAIR.bob.plane.drops.nonzero().values())
 
 
-def receive(data: bytes, segment: int) -> None:
-    PAIR.bob.plane._inbound.process(Received(memoryview(data), len(data), segment, ALICE), 0.0)
+def receive(data: bytes, segment: int, joined: int = 0) -> None:
+    received = Received(memoryview(data), len(data), segment, ALICE, joined=joined)
+    PAIR.bob.plane._inbound.process(received, 0.0)
 
 
 @given(
-    st.binary(max_size=200) | st.builds(lambda a, b: a + b, FIRST_BYTES, st.binary(max_size=200)), st.integers(1, 300)
+    st.binary(max_size=200) | st.builds(lambda a, b: a + b, FIRST_BYTES, st.binary(max_size=200)),
+    st.integers(1, 300),
+    st.integers(0, 9),
 )
-def test_any_datagrams(data: bytes, segment: int) -> None:
+def test_any_datagrams(data: bytes, segment: int, joined: int) -> None:
     drops, handshakes = total_drops(), len(PAIR.bob.hooks.handshakes)
-    receive(data, min(segment, len(data)))
+    receive(data, min(segment, len(data)), joined)
     datagrams = -(-len(data) // min(segment, len(data))) if data else 1
     assert total_drops() - drops + len(PAIR.bob.hooks.handshakes) - handshakes == datagrams
     assert PAIR.bob.tun.taken == []

@@ -13,7 +13,7 @@ from qvpn.netio.base import Received
 from qvpn.netio.memory import Impairments
 from qvpn.tunnel.records import Sealer
 from tests.unit.dataplane.segments import ACK, CWR, ECE, FIN, PSH, TCP, UDP, Big, finish, reassemble
-from tests.unit.dataplane.support import ALICE, FROM_ALICE, FROM_BOB, Pair, numbered
+from tests.unit.dataplane.support import ALICE, FROM_ALICE, FROM_BOB, Pair, numbered, two_in_one
 
 LONG = os.environ.get("QVPN_TEST_LONG") == "1"
 
@@ -113,9 +113,10 @@ def test_received_chunks_in_any_state_give_the_right_packets(superpackets: list[
         expected |= dict(zip(sealed, big.segments(), strict=True))
     trouble = data.draw(st.sampled_from(["none", "none", "lost", "forged", "repeated", "shuffled", "all"]))
     arriving, honest = disturb(records, trouble, generator)
-    for batch in gro(arriving, generator):
-        joined = b"".join(batch)
-        pair.bob.plane._inbound.process(Received(memoryview(joined), len(joined), len(batch[0]), ALICE), 0.0)
+    joined = [(b"".join(batch), len(batch[0])) for batch in gro(arriving, generator)]
+    batches = [Received(memoryview(data), len(data), segment, ALICE) for data, segment in joined]
+    for received in two_in_one(batches, generator):
+        pair.bob.plane._inbound.process(received, 0.0)
         if generator.random() < 0.3:
             pair.bob.plane._inbound.flush()
     pair.bob.plane._inbound.flush()

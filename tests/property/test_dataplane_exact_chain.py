@@ -23,7 +23,7 @@ from tests.property.dataplane_traffic import superpackets, traffic
 from tests.property.kernel_model import UDP_L4, kernel, ones_complement, without_free_identification
 from tests.property.test_dataplane_chunks_model import bigs
 from tests.unit.dataplane.segments import Big
-from tests.unit.dataplane.support import ALICE, Pair
+from tests.unit.dataplane.support import ALICE, Pair, two_in_one
 
 LONG = os.environ.get("QVPN_TEST_LONG") == "1"
 CE = 3
@@ -228,7 +228,7 @@ def test_what_comes_out_is_what_went_in(
             expected += [after for packet in carried[datagram.data] for after in marked(packet, datagram.ecn)]
 
     pair.bob.tun.taken.clear()
-    for received in receives(arriving, chance):
+    for received in two_in_one(receives(arriving, chance), chance):
         pair.bob.plane._inbound.process(received, 1.0)
         if chance.random() < 0.2:
             pair.bob.plane._inbound.flush()

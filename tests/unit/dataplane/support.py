@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import random
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from qvpn.dataplane.plane import Plane
-from qvpn.netio.base import Address
+from qvpn.netio.base import Address, Received
 from qvpn.netio.memory import Impairments, MemoryBind, MemoryNetwork, MemoryTun
 from qvpn.tunnel.keys import Cipher, EpochKeys, EpochState
 from qvpn.tunnel.records import LIMITS, Limits
@@ -183,3 +185,26 @@ class Pair:
                 for reason, count in source.items():
                     total[reason] = total.get(reason, 0) + count
         return total
+
+
+def two_in_one(receives: Iterable[Received], chance: random.Random) -> Iterator[Received]:
+    """What a bind makes of receives that may be halves of a superpacket: some of them with the next one behind."""
+    before: Received | None = None
+    for each in receives:
+        if before is not None and _fits_behind(before, each) and chance.random() < 0.6:
+            whole = bytearray(before.buffer[: before.length]) + each.buffer[: each.length]
+            count = before.length // before.segment
+            yield Received(memoryview(whole), len(whole), before.segment, before.address, before.ecn, 0.0, count)
+            before = None
+            continue
+        if before is not None:
+            yield before
+        before = each
+    if before is not None:
+        yield before
+
+
+def _fits_behind(before: Received, each: Received) -> bool:
+    full = before.length > before.segment > 0 and before.length % before.segment == 0
+    alike = each.segment == before.segment or each.length == each.segment < before.segment
+    return full and alike and each.length > 0 and (each.address, each.ecn) == (before.address, before.ecn)

@@ -282,6 +282,21 @@ def test_runs_are_cut_at_every_break() -> None:
     ]
     joined = b"".join(batch)
     views = RecordViews(memoryview(joined), 40)
-    assert list(views.split(len(batch))) == [
+    assert list(views.split(0, len(batch))) == [
         (0, 2), (2, 1), (3, 2), (5, 1), (6, 1), (7, 1), (8, 1), (9, 1), (10, 2),
     ]  # fmt: skip
+
+
+def test_a_part_of_a_receive_is_looked_at_by_itself() -> None:
+    def record(counter: int) -> bytes:
+        return b"\x10\x01\0\0" + bytes(4) + counter.to_bytes(8, "little") + bytes(24)
+
+    counters = [60, 61, 62, 63, 64, 65, 70, 71]
+    views = RecordViews(memoryview(b"".join(map(record, counters))), 40)
+    assert not views.is_run(0, 8)
+    assert views.is_run(0, 4)
+    assert views.is_run(4, 2)
+    assert not views.is_run(3, 2)
+    assert not views.is_run(4, 3)
+    assert list(views.split(4, 4)) == [(4, 2), (6, 2)]
+    assert list(views.split(2, 3)) == [(2, 2), (4, 1)]

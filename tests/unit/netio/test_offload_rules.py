@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import struct
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qvpn.netio import offload
 from tests.property.kernel_model import kernel
@@ -130,3 +133,35 @@ def test_shapes_that_are_remembered_are_bounded() -> None:
         packet = memoryview(bytearray(Big(*ENDS[4](1), bytes(length), 100).virtio()))
         assert offload.parse_superpacket(packet, 0, len(packet)) is not None
     assert len(offload._shapes) <= offload._SHAPES
+
+
+@given(
+    st.sampled_from([b"\1\0\0\0\0\0\x14\0\x10\0", b"\1\0\0\0\0\0\x14\0\6\0", bytes(10)])
+    | st.binary(min_size=10, max_size=10),
+    st.integers(20, 70),
+    st.sampled_from([0, 0x4000]) | st.integers(0, 0xFFFF),
+)
+def test_the_quick_look_accepts_nothing_that_the_close_one_refuses(virtio: bytes, length: int, fragment: int) -> None:
+    packet = bytearray(virtio + bytes(length))
+    packet[10:18] = struct.pack(">BBHHH", 0x45, 0, length, 0, fragment)
+    assert not offload.simple_ok(virtio, length, fragment) or offload.plain_ok(bytes(packet), 0, length)
+
+
+def test_the_quick_look_accepts_what_kernels_send() -> None:
+    for protocol, offset in ((TCP, 16), (UDP, 6)):
+        assert offload.simple_ok(struct.pack("<BBHHHH", 1, 0, 0, 0, 20, offset), 60, 0x4000), protocol
+    assert offload.simple_ok(bytes(10), 20, 0x2000)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_addresses_come_with_what_is_remembered(version: int, protocol: int) -> None:
+    """Twice: what is taken apart, and what is remembered of one flow and asked of another."""
+    for _ in range(2):
+        for last in (2, 3):
+            source, destination = ENDS[version](last)
+            packet = Big(source, destination, bytes(3000), 1000, protocol=protocol).virtio()
+            found = offload.addressed(memoryview(packet), len(packet))
+            assert found is not None
+            assert found[1:] == tuple(ipaddress.ip_address(each).packed for each in (source, destination))
+            assert found[0] == offload.parse_superpacket(memoryview(packet), 0, len(packet))

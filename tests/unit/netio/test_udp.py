@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qvpn.netio import udp
+from qvpn.netio import udp, udpsocket
 from qvpn.netio.base import Address
 from qvpn.netio.errors import BindError
 from qvpn.netio.udp import UdpBind
@@ -208,7 +208,7 @@ def test_without_ipv6_the_wildcard_falls_back_to_ipv4(right: UdpBind) -> None:
 
 
 def test_payload_comes_from_the_route(left: UdpBind, right: UdpBind) -> None:
-    expected = min(65_536 - 28, udp.MAX_SEND)
+    expected = min(65_536 - 28, udpsocket.MAX_SEND)
     assert left.max_payload(to(right)) == expected
     left.connect(to(right))
     assert left.max_payload(to(right)) == expected

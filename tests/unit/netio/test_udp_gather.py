@@ -93,3 +93,55 @@ def test_nothing_is_lost_changed_or_charged_to_another(
         assert 0 < len(batch) <= limit
         got += datagrams(batch)
     assert got == sent
+
+
+def send_at_once(sender: socket.socket, datagram: int, size: int, fill: int) -> bytes:
+    """``size`` bytes as datagrams of this length, in one send that loopback does not take apart."""
+    sender.setsockopt(socket.IPPROTO_UDP, 103, datagram)
+    data = bytes([fill]) * size
+    sender.send(data)
+    return data
+
+
+@pytest.mark.parametrize("limit", [1, 2, 16])
+def test_the_second_half_of_a_superpacket_is_received_behind_the_first(
+    bind: UdpBind, senders: list[socket.socket], limit: int
+) -> None:
+    whole = send_at_once(senders[0], 1472, 24 * 1472, 1) + send_at_once(senders[0], 1472, 22 * 1472 + 900, 2)
+    (got,) = receives(bind, limit)
+    assert (got.length, got.segment, got.joined) == (len(whole), 1472, 24)
+    assert bytes(got.buffer[: got.length]) == whole
+
+
+def test_one_datagram_may_be_the_second_half(bind: UdpBind, senders: list[socket.socket]) -> None:
+    whole = send_at_once(senders[0], 1472, 24 * 1472, 1) + send_at_once(senders[0], 0, 700, 2)
+    (got,) = receives(bind)
+    assert (got.length, got.segment, got.joined) == (len(whole), 1472, 24)
+
+
+def test_behind_what_ends_with_a_short_datagram_nothing_is_received(
+    bind: UdpBind, senders: list[socket.socket]
+) -> None:
+    send_at_once(senders[0], 1472, 24 * 1472 + 1, 1)
+    send_at_once(senders[0], 1472, 24 * 1472, 2)
+    assert [(each.length, each.joined) for each in receives(bind)] == [(24 * 1472 + 1, 0), (24 * 1472, 0)]
+
+
+@pytest.mark.parametrize("other", ["sender", "mark", "longer", "shorter"])
+def test_what_is_no_other_half_is_a_receive_of_its_own(
+    bind: UdpBind, senders: list[socket.socket], other: str
+) -> None:
+    """It comes on top of the limit, in a buffer of its own."""
+    first = send_at_once(senders[0], 1000, 40_000, 1)
+    if other == "mark":
+        senders[0].setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 2)
+    size = {"longer": 1001, "shorter": 999}.get(other, 1000)
+    second = send_at_once(senders[other == "sender"], size, 40_000, 2)
+    third = send_at_once(senders[1], 500, 1500, 3)
+    batch = receives(bind, 1)
+    assert len(batch) == 2
+    assert [bytes(each.buffer[: each.length]) for each in batch] == [first, second]
+    assert [each.joined for each in batch] == [0, 0]
+    assert batch[0].buffer is not batch[1].buffer
+    (last,) = receives(bind)
+    assert bytes(last.buffer[: last.length]) == third
