@@ -168,7 +168,7 @@ PRESETS: dict[str, Preset] = {
             "both ends on one table, 100 MHz: many detections for few pulses, for `qvpn-qkd bench --chain`",
             Optics(Decoy(0.5, 0.15, 0.5), 0.8, 0.0, 0.2, 0.9, 1e-7, 0.01, 100e6),
             pulses=7_000_000,
-            schedule="optimised",
+            schedule="original",
             abort_wait=0.5,
         ),
         Preset(
