@@ -104,7 +104,9 @@ def detections_untrusted(record: bytes, pulses: int) -> Detections:
         if flags & _TURNED:
             bases = bases | unpack_untrusted(record[at : at + packed], count) << np.uint8(1)
             at += packed
-    return Detections(positions.astype(np.uint64), bits, bases, _readings_untrusted(record[at:]) if flags & _MONITORED else None)
+    return Detections(
+        positions.astype(np.uint64), bits, bases, _readings_untrusted(record[at:]) if flags & _MONITORED else None
+    )
 
 
 def _readings_untrusted(data: bytes) -> Readings:

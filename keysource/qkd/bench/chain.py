@@ -118,9 +118,7 @@ async def _device(folder: Path, records: tuple[bytes, bytes]) -> AsyncIterator[N
     servers = []
     for site, record in zip(("alice", "bob"), records, strict=True):
 
-        async def answer(
-            reader: asyncio.StreamReader, writer: asyncio.StreamWriter, record: bytes = record
-        ) -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, record: bytes = record) -> None:
             try:
                 await reader.readexactly(_QUESTION)
                 writer.write(len(record).to_bytes(4, "big") + record)
@@ -137,4 +135,3 @@ async def _device(folder: Path, records: tuple[bytes, bytes]) -> AsyncIterator[N
     finally:
         for server in servers:
             server.close()
-

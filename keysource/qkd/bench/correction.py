@@ -119,10 +119,10 @@ def in_one_process(quick: bool) -> list[Corrected]:
     found = []
     for bits, count in ((1 << 14, 16), (1 << 17, 8), (1 << 20, 4)):
         for schedule in ("optimised", "original"):
-            keys, lanes = 1 if quick else count, lanes_of(bits)
-            frames = 1 if bits == 1 << 14 else lanes
-            who = f"qvpn, {schedule}" + (f", {frames} at once" if frames > 1 else "")
-            found += [measured(who, ours(schedule), bits, ratio, keys, frames) for ratio in RATIOS]
+            for ratio in RATIOS:
+                lanes = lanes_of(bits, max(block_sizes(bits, ratio, schedule)))
+                who = f"qvpn, {schedule}" + (f", {lanes} at once" if lanes > 1 else "")
+                found.append(measured(who, ours(schedule), bits, ratio, 1 if quick else count, lanes))
     return found
 
 

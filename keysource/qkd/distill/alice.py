@@ -155,7 +155,7 @@ def random_subset(members: npt.NDArray[np.intp], size: int) -> npt.NDArray[np.in
     lots.  Where two lots are equal at the edge, all are drawn again."""
     while size < len(members):
         lots = np.frombuffer(os.urandom(4 * len(members)), dtype=np.uint32)
-        chosen = members[lots <= np.partition(lots, size - 1)[size - 1]]
+        chosen: npt.NDArray[np.intp] = members[lots <= np.partition(lots, size - 1)[size - 1]]
         if len(chosen) == size:
             return chosen
     return members

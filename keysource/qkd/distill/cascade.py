@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keysource.qkd.distill.bits import Bits
-from keysource.qkd.distill.layout import Layout, Places, Words, words_of
+from keysource.qkd.distill.layout import Layout, Places, Words
 from keysource.qkd.errors import BadFrame
 
 SCHEDULES = ("original", "optimised")
@@ -42,14 +42,14 @@ def block_sizes(bits: int, error_ratio: float, schedule: str = "optimised") -> l
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule {schedule!r} is none of {', '.join(SCHEDULES)}")
     ratio = min(max(error_ratio, 1e-4), 0.25)
-    half = -(-words_of(bits) // 2)
+    half = -(-bits // 2)
     if schedule == "original":
         first = math.ceil(0.73 / ratio)
         sizes = [first << number for number in range(4)]
     else:
         exponent = math.log2(1.0 / ratio)
         first, second = 2 ** math.ceil(exponent - 0.5), 2 ** math.ceil((exponent + 11.5) / 2.0)
-        sizes = [first, second, 4096, half, half]
+        sizes = [first, second, 4096]
     return [min(size, half) for size in sizes] + [0] * (10 if bits < 1 << 16 else 14)
 
 
@@ -98,7 +98,8 @@ class Reference:
         grown = self._grown[number]
         if grown is None:
             grown = self._grown[number] = trees.grow(self._words)
-        return ((grown[node] >> lane) & _ONE).astype(np.uint8)
+        answers: Bits = ((grown[node] >> lane) & _ONE).astype(np.uint8)
+        return answers
 
     def _of_subsets(self, where: Places) -> Bits:
         layout, answers = self._layout, list[int]()
@@ -329,4 +330,5 @@ def _toggled(names: Places, changed: Places) -> Places:
     every.sort()
     first = np.flatnonzero(np.diff(every, prepend=-1))
     times = np.diff(first, append=len(every))
-    return every[first[(times & 1) == 1]]
+    odd: Places = every[first[(times & 1) == 1]]
+    return odd

@@ -76,4 +76,5 @@ def centred(bits: Bits, seed: Bits, m: int, most: float) -> Bits | None:
     whole = np.rint(counts)
     if not float(np.abs(counts - whole).max()) < most:
         return None
-    return (whole.astype(np.int64) & 1).astype(np.uint8)
+    found: Bits = (whole.astype(np.int64) & 1).astype(np.uint8)
+    return found

@@ -28,21 +28,17 @@ from keysource.qkd.optics.settings import keystream
 Words = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
 MOST_LANES = 64
-LEAST_WORDS = 8192
-"""Fewer words are not worth another lane: blocks of a few thousand bits must fit a lane."""
+LEAST_WORDS, LEAST_BLOCKS = 8192, 16
+"""Of a lane.  Short frames are corrected with more leakage: two errors of one block share a block of the next pass
+the more often, the fewer blocks it has."""
 
 
-def lanes_of(bits: int) -> int:
-    """How many frames a key of this length is."""
-    lanes = 1
-    while lanes < MOST_LANES and bits // (2 * lanes) >= LEAST_WORDS:
+def lanes_of(bits: int, longest: int) -> int:
+    """How many frames a key of this length is, whose longest block is ``longest`` bits of one."""
+    least, lanes = max(LEAST_WORDS, LEAST_BLOCKS * longest), 1
+    while lanes < MOST_LANES and bits // (2 * lanes) >= least:
         lanes *= 2
     return lanes
-
-
-def words_of(bits: int) -> int:
-    """Bits per lane, rounded up."""
-    return -(-bits // lanes_of(bits))
 
 
 def orders(length: int, seed: bytes, passes: int) -> list[Places]:
@@ -117,7 +113,7 @@ def _halved(level: npt.NDArray[Any], levels: int, join: np.ufunc) -> npt.NDArray
     """All rows of trees over these leaves."""
     rows = [level]
     for _ in range(levels):
-        rows.append(join(rows[-1][0::2], rows[-1][1::2]))  # noqa: PERF401 - each row needs the one before
+        rows.append(join(rows[-1][0::2], rows[-1][1::2]))
     return np.concatenate(rows)
 
 
@@ -139,7 +135,7 @@ class Layout:
         Raises:
             ValueError: a schedule that no key can have.
         """
-        self.bits, self.lanes = bits, lanes or lanes_of(bits)
+        self.bits, self.lanes = bits, lanes or lanes_of(bits, max(sizes, default=0))
         self.words = -(-bits // self.lanes)
         self.shift = self.lanes.bit_length() - 1
         laned = [min(size, self.words) for size in sizes if size > 0]

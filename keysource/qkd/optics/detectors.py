@@ -127,13 +127,15 @@ class Receiver:
         total, before = len(clicks.gates), self._pending
         of_light, of_before = (_some(count, self._after, nature) for count in (total, len(before.gates)))
         number = np.concatenate([of_light, total + of_before])
-        gates, ports = (np.concatenate(pair) for pair in ((clicks.gates, before.gates), (clicks.ports, before.ports)))
-        parts = [(before.gates, before.ports, np.full(len(before.gates), -1, dtype=np.int64))]
+        gates: _Gates = np.concatenate([clicks.gates, before.gates])
+        ports: Bits = np.concatenate([clicks.ports, before.ports])
+        over: _Gates = np.full(len(before.gates), -1, dtype=np.int64)
+        parts: list[tuple[_Gates, Bits, _Gates]] = [(before.gates, before.ports, over)]
         gates, ports, total = gates[number], ports[number], total + len(before.gates)
         while len(number):
             gates = gates + self._dead + _geometric(1.0 - self._survival, len(gates), nature)
             coin = nature.integers(ZERO, BOTH, len(gates), dtype=np.uint8)
-            ports = np.where(ports == BOTH, coin, ports)  # one trap sits in one of the two
+            ports = np.where(ports == BOTH, coin, ports).astype(np.uint8)  # one trap sits in one of the two
             parts.append((gates, ports, number))
             again = _some(len(gates), self._after, nature)
             number, gates, ports, total = total + again, gates[again], ports[again], total + len(gates)
