@@ -66,7 +66,7 @@ def centred(bits: Bits, seed: Bits, m: int, most: float) -> Bits | None:
     """The Toeplitz hash in float32: sums of (x - 1/2)(s - 1/2), and from them the counts of x s, which are integers.
     None where any is ``most`` or more away from one."""
     n = len(bits)
-    sums = np.zeros(len(seed) + 1, dtype=np.int64)
+    sums = np.zeros(len(seed) + 1, dtype=np.int32)
     np.cumsum(seed, out=sums[1:])
     with _AT_WORK:
         small = _plan(length_of(n + m - 1)).convolve(bits, seed)[n - 1 : n - 1 + m]
