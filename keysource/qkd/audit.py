@@ -14,7 +14,7 @@ Nothing of a link imports this; it is for tests and for ``qvpn-qkd attack``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 from keysource.qkd.distill import wire
 from keysource.qkd.distill.bits import Bits
-from keysource.qkd.distill.cascade import Corrector, Question, orders
+from keysource.qkd.distill.cascade import Corrector, Question
+from keysource.qkd.distill.layout import Layout
 from keysource.qkd.distill.toeplitz import seed_bits
 from keysource.qkd.distill.wire import KEY, Frame, Kind
 from keysource.qkd.optics.eve import Notes
@@ -74,14 +75,13 @@ def toeplitz_rows(n: int, seed: Bits, m: int) -> Rows:
     return np.ascontiguousarray(windows[:, ::-1])
 
 
-def parity_rows(n: int, seed: bytes, passes: int, questions: Iterable[Question]) -> Rows:
-    """One row per disclosed parity: the interval between it and the one before it of the same question, which spans
-    the same space as the prefixes do."""
-    order, rows = orders(n, seed, passes), []
+def parity_rows(n: int, seed: bytes, sizes: Sequence[int], questions: Iterable[Question]) -> Rows:
+    """One row per disclosed parity."""
+    layout, rows = Layout(n, seed, sizes), []
     for question in questions:
         row = np.zeros((len(question.positions), n), dtype=np.uint8)
         for i, position in enumerate(question.positions.tolist()):
-            row[i, order[question.number][:position]] = 1
+            row[i, layout.members(question.number, position)] = 1
         rows.append(row)
     return np.concatenate(rows) if rows else np.zeros((0, n), dtype=np.uint8)
 
@@ -118,7 +118,7 @@ class Overheard:
     def view(self) -> Rows:
         """Parities and the verification tag, as rows over the sifted key."""
         n, seed = self.plan.n_z, self.one(Kind.CORRECT)
-        parities = parity_rows(n, seed, len(self.plan.sizes), self.questions())
+        parities = parity_rows(n, seed, self.plan.sizes, self.questions())
         lengths = seed_bits(n, self.plan.verify_bits), self.plan.verify_bits
         check, _tag = wire.hashed_untrusted(self.one(Kind.VERIFY), *lengths)
         return np.concatenate([parities, toeplitz_rows(n, check, self.plan.verify_bits)])
@@ -135,7 +135,7 @@ class Overheard:
     def as_bob(self) -> Bits:
         """Her copy of the key where she has every bit that Bob has: she corrects it as he does, with his parities."""
         answers = iter([frame.payload for _sender, frame in self.frames if frame.kind is Kind.PARITY])
-        corrector = Corrector(self.key_notes().bit, self.one(Kind.CORRECT), list(self.plan.sizes))
+        corrector = Corrector(self.key_notes().bit, self.one(Kind.CORRECT), self.plan.sizes)
         work = corrector.run()
         question = next(work, None)
         while question is not None:

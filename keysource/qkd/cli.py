@@ -18,7 +18,7 @@ from rich.table import Table
 from keysource.base import Owner
 from keysource.errors import KeySourceError
 from keysource.qkd.attackcli import attack
-from keysource.qkd.benchmarks import bench
+from keysource.qkd.bench.command import bench
 from keysource.qkd.config import EndConfig, FibreConfig, load
 from keysource.qkd.engine.control import ask
 from keysource.qkd.errors import LinkSettings

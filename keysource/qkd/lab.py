@@ -75,6 +75,9 @@ class Taker:
 class Lab:
     """``async with Lab("demo") as lab``.  Raises :class:`LinkError` where a process ends by itself."""
 
+    LIGHT = "light.sock"
+    """In each site's folder: where a live link asks for its records."""
+
     def __init__(
         self,
         preset: str,
@@ -83,10 +86,12 @@ class Lab:
         monitor: Monitor = "photocurrent",
         error_limit: float = 1e-3,
         tapped: bool = True,
+        live: bool = False,
     ) -> None:
-        """``tapped``: the classical channel goes through :attr:`wiretap`."""
+        """``tapped``: the classical channel goes through :attr:`wiretap`.  ``live``: there is no fibre; whoever runs
+        this lab serves both ends' hardware at :attr:`LIGHT`."""
         self.preset, self._pace, self._monitor, self._limit = preset, pace, monitor, error_limit
-        self._tapped = tapped
+        self._tapped, self._live = tapped, live
         self.wiretap: Wiretap | None = None
         self.takers = {"alice": Taker(), "bob": Taker()}
         self._processes: dict[str, asyncio.subprocess.Process] = {}
@@ -117,6 +122,8 @@ class Lab:
         )
         for file in write_pair(self.folder, plan):
             text = f"{file.read_text()}error_limit = {self._limit!r}\n"
+            if self._live:
+                text += f'front_end = "live"\nrecords = "{self.LIGHT}"\n'
             if file.parent.name == "bob":
                 text += f'monitor = "{self._monitor}"\n'
                 text = text.replace(str(plan.classical), f"127.0.0.1:{front}") if self._tapped else text
@@ -163,7 +170,8 @@ class Lab:
     async def _until_up(self) -> None:
         async def wanted() -> bool:
             with contextlib.suppress(KeySourceError):
-                return bool((await self.fibre({}))["preset"]) and bool(await self.status("bob"))
+                other = await (self.status("alice") if self._live else self.fibre({}))
+                return bool(other["preset"]) and bool(await self.status("bob"))
             return False
 
         await self._poll(wanted, _START, "the link's processes did not start")
@@ -184,6 +192,10 @@ class Lab:
         return lines[-1][:300] if lines else "it said nothing"
 
     # What the processes say
+
+    def pids(self) -> dict[str, int]:
+        """Of the two ends' processes."""
+        return {site: process.pid for site, process in self._processes.items()}
 
     async def status(self, site: str) -> dict[str, Any]:
         return await ask(self.folder / site / "link-state" / "status.sock", {})

@@ -50,7 +50,7 @@ class Plan:
     length: int
     """Secret bits that a passed block gives, always."""
     sizes: tuple[int, ...]
-    """Block length of each Cascade pass."""
+    """Block length of each Cascade pass, in one of its frames; 0: a random half of everything."""
     expected_qber: float
 
     def __post_init__(self) -> None:

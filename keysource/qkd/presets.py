@@ -164,6 +164,14 @@ PRESETS: dict[str, Preset] = {
             reference="after Boaron et al., PRL 121 190502 (2018): its clock and kind of fibre, usual detectors",
         ),
         Preset(
+            "tabletop",
+            "both ends on one table, 100 MHz: many detections for few pulses, for `qvpn-qkd bench --chain`",
+            Optics(Decoy(0.5, 0.15, 0.5), 0.8, 0.0, 0.2, 0.9, 1e-7, 0.01, 100e6),
+            pulses=7_000_000,
+            schedule="original",
+            abort_wait=0.5,
+        ),
+        Preset(
             "small10",
             "10 km, 1 MHz, small blocks for demonstrations of Eve",
             Optics(Decoy(0.6, 0.168, 0.3), 0.7, 10.0, 0.2, 0.3, 1e-7, 0.005, 1e6),

@@ -91,8 +91,8 @@ def detections_untrusted(record: bytes, pulses: int) -> Detections:
         raise BadFrame("not a detection record, or one of a wrong length")
     if length != pulses:
         raise BadFrame(f"a detection record of {length} pulses where a block has {pulses}")
-    positions = np.frombuffer(record, dtype=">u4", count=count, offset=_HEAD.size).astype(np.uint64)
-    if count and (positions[-1] >= pulses or (np.diff(positions.astype(np.int64)) <= 0).any()):
+    positions = np.frombuffer(record, dtype=">u4", count=count, offset=_HEAD.size).astype(np.uint32)
+    if count and (int(positions[-1]) >= pulses or (positions[1:] <= positions[:-1]).any()):
         raise BadFrame("detections that do not ascend inside the block")
     at = _HEAD.size + 4 * count
     bits = unpack_untrusted(record[at : at + packed], count)
@@ -104,7 +104,9 @@ def detections_untrusted(record: bytes, pulses: int) -> Detections:
         if flags & _TURNED:
             bases = bases | unpack_untrusted(record[at : at + packed], count) << np.uint8(1)
             at += packed
-    return Detections(positions, bits, bases, _readings_untrusted(record[at:]) if flags & _MONITORED else None)
+    return Detections(
+        positions.astype(np.uint64), bits, bases, _readings_untrusted(record[at:]) if flags & _MONITORED else None
+    )
 
 
 def _readings_untrusted(data: bytes) -> Readings:

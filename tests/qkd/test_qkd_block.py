@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from qkd_bench import OPTICS, Bench, Side, small_plan, small_terms
 
 from keysource.qkd.distill import wire
+from keysource.qkd.distill.alice import random_subset
 from keysource.qkd.distill.bits import pack, unpack_untrusted
 from keysource.qkd.distill.party import Party
 from keysource.qkd.distill.wire import Frame, Kind, Reason, frame_untrusted
@@ -130,6 +132,22 @@ def test_the_subsets_are_random_not_the_first_ones() -> None:
     codes = np.frombuffer(sift[: alice.outcome.ledger.raw], dtype=np.uint8)
     last_key = np.flatnonzero((codes & 3) == wire.KEY)[-1]
     assert last_key > 0.95 * len(codes), "surplus detections would otherwise all be at the end"
+
+
+def test_every_subset_of_a_size_is_equally_likely() -> None:
+    members, counts = np.array([3, 5, 8, 9, 12]), dict[tuple[int, ...], int]()
+    for _ in range(4000):
+        chosen = tuple(random_subset(members, 3).tolist())
+        counts[chosen] = counts.get(chosen, 0) + 1
+    assert sorted(counts) == sorted(itertools.combinations(members.tolist(), 3))
+    assert sum((count - 400) ** 2 / 400 for count in counts.values()) < 30, "chi-square with 9 degrees of freedom"
+    assert random_subset(members, 5).tolist() == members.tolist()
+
+
+def test_lots_that_are_equal_at_the_edge_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    lots = iter([np.array([7, 1, 7, 9], dtype=np.uint32), np.array([4, 3, 2, 1], dtype=np.uint32)])
+    monkeypatch.setattr(os, "urandom", lambda size: next(lots).tobytes())
+    assert random_subset(np.arange(4), 2).tolist() == [2, 3]
 
 
 # Eve and bad luck

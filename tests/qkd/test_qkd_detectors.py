@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qkd_bench import OPTICS
 from scipy import stats
 
-from keysource.qkd.optics.detectors import BOTH, ONE, ZERO, Clicks, Receiver, bits_of, ready_again
+from keysource.qkd.optics.detectors import BOTH, ONE, ZERO, Clicks, Receiver, _some, bits_of, ready_again
 from keysource.qkd.optics.eve import Eve
 from keysource.qkd.optics.model import Optics, Recovery, Stretch
 from keysource.qkd.optics.sampler import Method, detect
@@ -78,6 +78,70 @@ def test_after_pulses_in_arrays_have_the_distribution_of_the_loop() -> None:
             np.add.at(tables[which], gap * 4 + kind, 1)
     seen = tables.sum(0) > 20
     assert stats.chi2_contingency(tables[:, seen]).pvalue > 1e-4, tables
+
+
+@settings(max_examples=300 if SEEDS > 4 else 60, deadline=None)
+@given(
+    st.integers(0, 12), st.floats(0.01, 0.45), st.floats(0.0, 9e-6), st.floats(0.01, 0.6), st.integers(0, 2**32 - 1)
+)
+def test_causes_fire_as_they_would_one_after_the_other(
+    dead: int, after: float, trap: float, busy: float, seed: int
+) -> None:
+    """The same lots, gate by gate, over slices with state between them."""
+    nature, receiver = np.random.default_rng(seed), Receiver(Recovery(dead * 1e-6, after, trap), 1e6)
+    for low in range(0, 900, 300):
+        gates = low + np.flatnonzero(nature.random(300) < busy)
+        clicks = Clicks(gates, nature.integers(ZERO, BOTH, len(gates), dtype=np.uint8, endpoint=True))
+        pending, blind = receiver._pending, receiver._blind_until
+        causes = receiver._causes(clicks, nature)
+        check_causes(causes, clicks, pending, dead)
+        fired = receiver._fired(causes, low + 300)
+        expected, left = one_by_one(causes, low + 300, dead, blind)
+        assert fired.tolist() == expected
+        assert receiver._pending.gates.tolist() == causes.gates[left].tolist()
+        receiver._remember(causes.gates[: len(fired)][fired])
+
+
+def check_causes(causes: object, clicks: Clicks, pending: Clicks, dead: int) -> None:
+    """Sorted; every click is there with its ports; a trap is live only after its parent's dead time."""
+    assert (np.diff(causes.gates) >= 0).all() and len(causes.light) == len(causes.gates)
+    light = causes.light >= 0
+    assert causes.light[light].tolist() == list(range(len(clicks.gates)))
+    assert (causes.gates[light] == clicks.gates).all() and (causes.ports[light] == clicks.ports).all()
+    assert causes.traps.tolist() == np.flatnonzero(~light).tolist()
+    over = causes.parent < 0
+    assert sorted(causes.gates[causes.traps[over]].tolist()) == sorted(pending.gates.tolist())
+    born, parents = causes.traps[~over], causes.parent[~over]
+    assert (causes.gates[born] - causes.gates[parents] > dead).all()
+    assert ((causes.ports[born] & causes.ports[parents]) == causes.ports[born]).all(), "the trap sits where it fired"
+
+
+def one_by_one(causes: object, end: int, dead: int, blind: int) -> tuple[list[bool], list[int]]:
+    parent = dict(zip(causes.traps.tolist(), causes.parent.tolist(), strict=True))
+    fired: list[bool] = []
+    newest, left = -1, []
+    for number, gate in enumerate(causes.gates.tolist()):
+        came = parent.get(number, -1)
+        possible = came < 0 or (came < len(fired) and fired[came])
+        if gate >= end:
+            left += [number] if possible and number in parent else []
+            continue
+        fired.append(possible and (gate > blind or gate == newest))
+        if fired[-1] and gate != newest:
+            newest, blind = gate, gate + dead
+    return fired, left
+
+
+def test_lots_are_drawn_with_their_probability_and_for_each_alone() -> None:
+    nature, seen = np.random.default_rng(8), np.zeros(5000)
+    for p in (0.002, 0.05, 0.3):
+        seen[:] = 0
+        for _ in range(400):
+            seen[_some(5000, p, nature)] += 1
+        total = 400 * 5000 * p
+        assert abs(seen.sum() - total) < 5 * total**0.5
+        assert abs(seen.var() - 400 * p * (1 - p)) < 0.15 * 400 * p, "no place is favoured, and none left out"
+    assert len(_some(0, 0.05, nature)) == 0 and len(_some(1, 0.05, nature)) <= 1
 
 
 def fly(optics: Optics, pulses: int, method: Method, seed: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from qkd_bench import OPTICS, SECURITY, Bench, Side
 from scipy import stats
 
 from keysource.qkd.audit import Overheard, determined, parity_rows, rank, toeplitz_rows
-from keysource.qkd.distill.cascade import Question, Reference, orders
+from keysource.qkd.distill.cascade import Question, Reference
 from keysource.qkd.distill.party import Terms
 from keysource.qkd.distill.toeplitz import toeplitz_hash
 from keysource.qkd.distill.wire import Reason
@@ -261,10 +261,11 @@ def test_the_rows_are_those_that_the_link_uses() -> None:
     key, seed = nature.integers(0, 2, 300, dtype=np.uint8), nature.integers(0, 2, 349, dtype=np.uint8)
     assert ((toeplitz_rows(300, seed, 50) @ key & 1) == toeplitz_hash(key, seed, 50)).all()
     order_seed = fresh_seed()
-    question = Question(2, np.array([3, 77, 300], dtype=np.uint32))
-    rows = parity_rows(300, order_seed, 4, [question])
-    assert ((rows @ key & 1) == Reference(key, order_seed, 4).answer_untrusted(question)).all()
-    assert (rows[0].sum(), rows[2].sum()) == (3, 300) and len(orders(300, order_seed, 4)) == 4
+    sizes = [7, 20, 150, 0]
+    for number, positions in ((2, [3, 77, 300]), (3, [1, 2, 77])):
+        question = Question(number, np.array(positions, dtype=np.uint32))
+        rows = parity_rows(300, order_seed, sizes, [question])
+        assert ((rows @ key & 1) == Reference(key, order_seed, sizes).answer_untrusted(question)).all()
 
 
 def test_determined_counts_what_follows() -> None:

@@ -8,13 +8,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from qkd_bench import OPTICS
 from scipy import stats
 
-from keysource.qkd.optics.eve import InterceptResend, Light
+from keysource.qkd.optics.eve import Eve, InterceptResend, Light
 from keysource.qkd.optics.model import Optics
-from keysource.qkd.optics.sampler import candidates, detect
-from keysource.qkd.optics.settings import ReceiverSeed, SourceSeed, fresh_seed
+from keysource.qkd.optics.monitors import ATTENUATOR
+from keysource.qkd.optics.sampler import _undisturbed, candidates, detect
+from keysource.qkd.optics.settings import ReceiverSeed, SourceSeed, fresh_seed, keystream
+from keysource.qkd.optics.table import cases, make_table
 from keysource.qkd.rates.finite import Decoy
 
 LONG = Optics(Decoy(0.5, 0.15, 0.6), 0.8, 20.0, 0.2, 0.2, 1e-4, 0.03, 1e6)
@@ -152,6 +155,47 @@ def test_settings_come_from_the_seed_at_any_pulse_number_and_are_balanced() -> N
     p = [b * c * d for b in (0.5, 0.5) for c in (0.7, 0.3) for d in (0.4, 0.6)]
     assert stats.chisquare(np.bincount(cells, minlength=8), np.array(p) * len(where)).pvalue > 1e-5
     assert (SourceSeed(fresh_seed(), 0.7, 0.4).at(where).bit != all_of_them.bit).any()
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_settings_are_read_off_aes_blocks_bit_by_bit(p: float) -> None:
+    """Each pulse alone, in whole numbers: AES-256 of its number."""
+    seed, where = fresh_seed(), [0, 1, 77, 8191, 8192, 8193, 2**40 + 5, 2**60]
+    positions = np.array(where, dtype=np.uint64)
+    cipher = Cipher(algorithms.AES(seed), modes.ECB()).encryptor()
+    blocks = [cipher.update(number.to_bytes(16, "big")) for number in where]
+    lots = [[int.from_bytes(block[at : at + 4], "little") for at in range(0, 16, 4)] for block in blocks]
+    assert keystream(seed, positions).tobytes() == b"".join(blocks)
+
+    def at_least(column: int, share: float) -> list[int]:
+        return [int(row[column] >= round(share * 2**32)) for row in lots]
+
+    alice = SourceSeed(seed, p, 0.4).at(positions)
+    assert alice.bit.tolist() == [row[2] & 1 for row in lots]
+    assert alice.check.tolist() == at_least(0, p) and alice.decoy.tolist() == at_least(1, 0.4)
+    three = SourceSeed(seed, p, 0.4, 0.3).at(positions)
+    assert three.decoy.tolist() == [a + b for a, b in zip(at_least(1, 0.4), at_least(1, 0.7), strict=True)]
+    bob = ReceiverSeed(seed, p, 0.25, 0.5)
+    bases, tested = bob.both(positions)
+    assert bases.tolist() == at_least(0, p) == bob.at(positions).tolist()
+    assert tested.tolist() == [1 - each for each in at_least(1, 0.25)]
+    turned = [2 + (row[2] & 1) if row[3] < 2**31 else basis for row, basis in zip(lots, at_least(0, p), strict=True)]
+    assert bob.angles(positions).tolist() == turned
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_what_cannot_click_is_thrown_away_early_and_nothing_else(share: float) -> None:
+    """The same dice for all pulses at once, with Bob's choices worked out for each."""
+    table = make_table(LONG, Eve(), ATTENUATOR)
+    source, receiver = SourceSeed(fresh_seed(), 0.8, 0.6), ReceiverSeed(fresh_seed(), 0.8, share)
+    positions = candidates(0, 200_000, table.most, np.random.default_rng(5))
+    clicks = _undisturbed(table, source, receiver, (positions, table.most), np.random.default_rng(6))
+    settings, (bases, tested) = source.at(positions), receiver.both(positions)
+    dice = np.random.default_rng(6).random(len(positions)) * table.most
+    case = cases(settings.decoy, Light(settings.check, settings.bit), bases, tested if share else None)
+    clicked, ports, _held = table.throw(dice, case)
+    assert clicks.gates.tolist() == positions[clicked].tolist() and clicks.ports.tolist() == ports.tolist()
+    assert 0 < len(clicked) < len(positions)
 
 
 def test_candidates_are_independent_and_stay_inside() -> None:

@@ -11,7 +11,6 @@ import pytest
 from typer.testing import CliRunner
 
 from keysource.qkd import plotscli
-from keysource.qkd.benchmarks import measured, ours
 from keysource.qkd.cli import app
 from keysource.qkd.errors import LinkSettings
 from keysource.qkd.ledger import Ledger
@@ -88,10 +87,3 @@ def test_the_plots_command_writes_its_facts_beside_them(tmp_path: Path, monkeypa
     assert (tmp_path / "repeaters.svg").stat().st_size < 150_000
     refused = CliRunner().invoke(app, ["plots", str(tmp_path), "--only", "moon"])
     assert isinstance(refused.exception, LinkSettings) and "none of rate" in str(refused.exception)
-
-
-def test_the_benchmark_counts_a_cascade_that_fails_as_failed() -> None:
-    found = measured("qvpn", ours("original"), 4096, 0.02, 2)
-    assert found.failed == 0 and found.f is not None and 1.0 < found.f < 1.4 and found.mbits > 0
-    lazy = measured("lazy", lambda _alice, bob, _ratio: (bob, None, None), 4096, 0.02, 2)
-    assert lazy.failed == 2 and lazy.f is None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keysource.qkd.distill import toeplitz
-from keysource.qkd.distill.toeplitz import seed_bits, smooth_length, toeplitz_hash
+from keysource.qkd.distill import fftw, toeplitz
+from keysource.qkd.distill.toeplitz import folded, plain, rows_alone, seed_bits, smooth_length, toeplitz_hash
+
+LONG = os.environ.get("QVPN_TEST_LONG") == "1"
 
 
 def by_matrix(bits: np.ndarray, seed: np.ndarray, m: int) -> np.ndarray:
@@ -27,32 +31,71 @@ def by_integers(bits: np.ndarray, seed: np.ndarray, m: int) -> np.ndarray:
     return np.array([(product >> (width * (n - 1 + i))) & 1 for i in range(m)], dtype=np.uint8)
 
 
+def every_row(bits: np.ndarray, seed: np.ndarray, m: int) -> np.ndarray:
+    return rows_alone(bits, seed, range(m))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 400), st.integers(1, 200), st.integers(0, 2**32 - 1))
 def test_it_is_the_matrix_product(n: int, m: int, number: int) -> None:
     nature = np.random.default_rng(number)
     bits, seed = nature.integers(0, 2, n, dtype=np.uint8), nature.integers(0, 2, seed_bits(n, m), dtype=np.uint8)
-    assert (toeplitz_hash(bits, seed, m) == by_matrix(bits, seed, m)).all()
+    expected = by_matrix(bits, seed, m)
+    for way in (toeplitz_hash, folded, plain, every_row):
+        assert (way(bits, seed, m) == expected).all(), way
 
 
-@pytest.mark.parametrize("kind", ["random", "ones"])
-def test_at_real_sizes_it_is_the_exact_integer_product(kind: str) -> None:
+KINDS = ["random", "ones", "only the key", "only the seed"]
+
+
+def sample(kind: str, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ones are the worst: every count is as large as it can be."""
     nature = np.random.default_rng(3)
-    n, m = 6000, 1500
-    bits = nature.integers(0, 2, n, dtype=np.uint8) if kind == "random" else np.ones(n, dtype=np.uint8)
-    seed = nature.integers(0, 2, seed_bits(n, m), dtype=np.uint8)
-    seed = seed if kind == "random" else np.ones_like(seed)
-    assert (toeplitz_hash(bits, seed, m) == by_integers(bits, seed, m)).all()
+    bits, seed = nature.integers(0, 2, n, dtype=np.uint8), nature.integers(0, 2, seed_bits(n, m), dtype=np.uint8)
+    if kind in ("ones", "only the key"):
+        bits[:] = 1
+    if kind in ("ones", "only the seed"):
+        seed[:] = 1
+    return bits, seed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [6000, 6001])
+def test_at_real_sizes_it_is_the_exact_integer_product(kind: str, n: int) -> None:
+    bits, seed = sample(kind, n, 1500)
+    expected = by_integers(bits, seed, 1500)
+    for way in (toeplitz_hash, folded, plain):
+        assert (way(bits, seed, 1500) == expected).all(), way
 
 
 def test_a_window_of_a_large_hash_matches_rows_worked_out_alone() -> None:
     nature = np.random.default_rng(4)
     n, m = 700_000, 120_000
     bits, seed = nature.integers(0, 2, n, dtype=np.uint8), nature.integers(0, 2, seed_bits(n, m), dtype=np.uint8)
-    quick = toeplitz_hash(bits, seed, m)
-    for row in (0, 1, 63_211, m - 1):
+    quick, rows = toeplitz_hash(bits, seed, m), (0, 1, 63_211, m - 1)
+    for row, alone in zip(rows, rows_alone(bits, seed, rows).tolist(), strict=True):
         slow = np.bitwise_xor.reduce(seed[row : row + n][::-1] & bits)
-        assert quick[row] == slow
+        assert quick[row] == slow == alone
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_ways_agree_at_the_size_of_a_block(kind: str) -> None:
+    bits, seed = sample(kind, 300_001, 90_000)
+    expected = plain(bits, seed, 90_000)
+    assert (folded(bits, seed, 90_000) == expected).all()
+    assert (toeplitz_hash(bits, seed, 90_000) == expected).all()
+    if fftw.HERE:
+        found = fftw.centred(bits, seed, 90_000, toeplitz.MAX_RESIDUAL)
+        assert found is None or (found == expected).all()
+        assert found is not None or kind != "random"
+
+
+@pytest.mark.skipif(not LONG, reason="seconds of Fourier transforms: QVPN_TEST_LONG=1")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_longest_key_that_is_folded_is_folded_exactly(kind: str) -> None:
+    n, m = toeplitz.LONGEST_FOLDED, 1 << 20
+    bits, seed = sample(kind, n, m)
+    assert (folded(bits, seed, m) == plain(bits, seed, m)).all()
 
 
 def test_it_is_linear_so_two_keys_collide_as_their_difference_hashes_to_zero() -> None:
@@ -77,11 +120,36 @@ def test_keys_that_differ_in_one_bit_collide_as_often_as_they_may() -> None:
     assert abs(zero - expected) < 5 * expected**0.5
 
 
-def test_an_fft_that_is_not_exact_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shift", [-0.3, 0.3, 0.5, float("nan")])
+def test_an_fft_that_is_not_exact_is_noticed(shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = np.fft.irfft
-    monkeypatch.setattr(toeplitz.np.fft, "irfft", lambda *args: honest(*args) + 0.2)
-    with pytest.raises(ArithmeticError, match="residual"):
-        toeplitz_hash(np.ones(100, dtype=np.uint8), np.ones(149, dtype=np.uint8), 50)
+    monkeypatch.setattr(toeplitz.fftw, "HERE", False)
+    monkeypatch.setattr(toeplitz, "LONGEST_FOLDED", 1000)
+    for n in (1000, 1001):
+        bits, seed = sample("random", n, 500)
+        scale = 2.0 ** max(1, (4 * int(bits[: n // 2].sum()) - 1).bit_length()) if n == 1000 else 1.0
+        monkeypatch.setattr(toeplitz.np.fft, "irfft", lambda *args, by=scale: honest(*args) + by * shift)
+        with pytest.raises(ArithmeticError, match="residual"):
+            toeplitz_hash(bits, seed, 500)
+
+
+def test_a_convolution_that_is_wrong_by_a_whole_number_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No residual shows that; the rows that are worked out alone do."""
+    honest = toeplitz.plain
+    monkeypatch.setattr(toeplitz.fftw, "HERE", False)
+    monkeypatch.setattr(toeplitz, "LONGEST_FOLDED", 10)
+    monkeypatch.setattr(toeplitz, "plain", lambda *args: honest(*args) ^ 1)
+    with pytest.raises(ArithmeticError, match="single rows"):
+        toeplitz_hash(*sample("random", 1000, 500), 500)
+
+
+@pytest.mark.skipif(not fftw.HERE, reason="needs the extra fast")
+def test_where_float32_is_not_exact_float64_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    bits, seed = sample("random", 5000, 2000)
+    expected = plain(bits, seed, 2000)
+    assert fftw.centred(bits, seed, 2000, 1e-9) is None
+    monkeypatch.setattr(toeplitz.fftw, "centred", lambda *_: None)
+    assert (toeplitz_hash(bits, seed, 2000) == expected).all()
 
 
 def test_wrong_seed_lengths_are_refused() -> None:

@@ -118,7 +118,7 @@ class AliceBlock(Party):
     def _correct(self) -> Generator[Step, Answer, None]:
         seed = fresh_seed()
         yield from self.send(Frame(Kind.CORRECT, seed))
-        reference = Reference(self.key, seed, len(self.plan.sizes))
+        reference = Reference(self.key, seed, self.plan.sizes)
         while True:
             frame = yield from self.receive(Kind.ASK, Kind.CORRECTED)
             if frame.kind is Kind.CORRECTED:
@@ -151,6 +151,11 @@ class AliceBlock(Party):
 
 
 def random_subset(members: npt.NDArray[np.intp], size: int) -> npt.NDArray[np.intp]:
-    """``size`` of them, every subset equally likely, by the system's randomness."""
-    order = np.argsort(np.frombuffer(os.urandom(8 * len(members)), dtype=np.uint64), kind="stable")
-    return members[np.sort(order[:size])]
+    """``size`` of them, at least one, every subset equally likely, by the system's randomness: those with the lowest
+    lots.  Where two lots are equal at the edge, all are drawn again."""
+    while size < len(members):
+        lots = np.frombuffer(os.urandom(4 * len(members)), dtype=np.uint32)
+        chosen: npt.NDArray[np.intp] = members[lots <= np.partition(lots, size - 1)[size - 1]]
+        if len(chosen) == size:
+            return chosen
+    return members

@@ -69,7 +69,7 @@ class BobBlock(Party):
         frame = yield from self.receive(Kind.CORRECT)
         if len(frame.payload) != SEED_BYTES:
             raise BadFrame("a CORRECT frame of a wrong length")
-        corrector = Corrector(self.key, frame.payload, list(self.plan.sizes))
+        corrector = Corrector(self.key, frame.payload, self.plan.sizes)
         work = corrector.run()
         question = next(work, None)
         while question is not None:
@@ -82,8 +82,9 @@ class BobBlock(Party):
                 question = work.send(answers)
             except StopIteration:
                 break
-        errors: Bits = (self.key ^ corrector.bits).astype(np.uint8)
-        self.key = corrector.bits
+        corrected = corrector.bits
+        errors: Bits = (self.key ^ corrected).astype(np.uint8)
+        self.key = corrected
         yield from self.send(Frame(Kind.CORRECTED))
         return errors
 

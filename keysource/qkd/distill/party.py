@@ -246,7 +246,7 @@ class Party(ABC):
 
     def by_intensity(self, intensity: Bits) -> Tally:
         """How many there are of each."""
-        return tuple(np.bincount(intensity, minlength=self.terms.intensities).tolist())
+        return tuple(int(np.count_nonzero(intensity == each)) for each in range(self.terms.intensities))
 
     def disclose(self, answers: int, questions: int) -> None:
         self.ledger.leaked += answers

@@ -11,8 +11,8 @@ packed.  A block is strict question and answer, so the transcript has one order:
                        E91: 3 test, + 4 where she had X; her X bits packed, her test bits packed
     B -> A  CHECK      his X bits packed, his test bits packed
     A -> B  CORRECT    seed of the orders, 32 bytes
-    B -> A  ASK        pass u8, positions n x u32            } repeated
-    A -> B  PARITY     n prefix parities packed              }
+    B -> A  ASK        pass u8, positions n x u32            } repeated; positions as in ``distill.cascade.Question``
+    A -> B  PARITY     n parities packed                     }
     B -> A  CORRECTED  --
     A -> B  VERIFY     Toeplitz seed packed, tag packed
     B -> A  ACCEPT     errors corrected, u32 per intensity
@@ -138,14 +138,14 @@ def detected_untrusted(payload: bytes, pulses: int, angles: int = 2) -> tuple[np
     plane = (count + 7) // 8
     if len(payload) != 4 + 4 * count + plane * (angles // 2):
         raise BadFrame("a list of detections with a wrong length")
-    positions = np.frombuffer(payload, dtype=">u4", count=count, offset=4).astype(np.uint64)
-    if count and (positions[-1] >= pulses or (np.diff(positions.astype(np.int64)) <= 0).any()):
+    positions = np.frombuffer(payload, dtype=">u4", count=count, offset=4).astype(np.uint32)
+    if count and (int(positions[-1]) >= pulses or (positions[1:] <= positions[:-1]).any()):
         raise BadFrame("detections that do not ascend inside the block")
     start = 4 + 4 * count
     bases = unpack_untrusted(payload[start : start + plane], count)
     if angles > 2:
         bases = bases | unpack_untrusted(payload[start + plane :], count) << np.uint8(1)
-    return positions, bases
+    return positions.astype(np.uint64), bases
 
 
 def sift(codes: Bits, check_bits: Bits, test_bits: Bits | None = None) -> Frame:
@@ -160,15 +160,16 @@ def sift_untrusted(payload: bytes, bases: Bits, n_z: int, n_x: int, intensities:
         raise BadFrame("a sifting answer that is too short")
     codes = np.frombuffer(payload, dtype=np.uint8, count=count)
     role = codes & 3
-    most = np.where(role == TEST, 2, np.where(role == DROPPED, 1, intensities))
-    if ((codes >> INTENSITY) >= most).any() or ((role == TEST) & (bases < 2)).any():
+    is_key, is_check, is_test = (role == each for each in (KEY, CHECKED, TEST))
+    most = np.array([1, intensities, intensities, 2], dtype=np.uint8)  # by role
+    if ((codes >> INTENSITY) >= most[role]).any() or (is_test & (bases < 2)).any():
         raise BadFrame("a sifting answer with an unknown code")
-    if ((role == KEY) & (bases != 0)).any() or ((role == CHECKED) & (bases != 1)).any():
+    if (is_key & (bases != 0)).any() or (is_check & (bases != 1)).any():
         raise BadFrame("a sifting answer that takes a detection of the other basis")
-    if int((role == KEY).sum()) != n_z or int((role == CHECKED).sum()) != n_x:
+    if np.count_nonzero(is_key) != n_z or np.count_nonzero(is_check) != n_x:
         raise BadFrame("a sifting answer of other sizes than the plan's")
     split = count + (n_x + 7) // 8
-    tested = int((role == TEST).sum())
+    tested = int(np.count_nonzero(is_test))
     return codes, unpack_untrusted(payload[count:split], n_x), unpack_untrusted(payload[split:], tested)
 
 

@@ -27,7 +27,7 @@ from keysource.qkd.distill.wire import Frame, Kind
 from keysource.qkd.errors import BadFrame, Disagreement
 from keysource.qkd.pad import Claims
 
-VERSION = 2
+VERSION = 3
 _RANDOM = 32
 _MAC = 32
 MAX_HELLO = 64 * 1024

@@ -61,15 +61,18 @@ def ready_again(gates: _Gates, dead: int, blind_until: int = -1) -> _Flags:
     return fires
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Causes:
-    """Light and every after-pulse that may come of it, sorted by gate.  ``parent`` -1: light, or left over."""
+    """Light and every after-pulse that may come of it, sorted by gate."""
 
     gates: _Gates
     ports: Bits
-    parent: _Gates
     light: _Gates
     """Index of the click it is, -1 for after-pulses."""
+    traps: _Gates
+    """Which of them are after-pulses, ascending."""
+    parent: _Gates
+    """Of each after-pulse what it came from, -1 where that is over."""
 
 
 class Receiver:
@@ -105,12 +108,12 @@ class Receiver:
             self._remember(found.gates)
             return found, kept
         causes = self._causes(clicks, nature)
-        alive = self._alive(causes, end)
-        self._pending = _beyond(causes, alive, end)
-        inside = alive & (causes.gates < end)
-        gates, first = _distinct(causes.gates[inside])
-        ports = np.bitwise_or.reduceat(causes.ports[inside], first) if len(first) else causes.ports[:0]
-        light = np.maximum.reduceat(causes.light[inside], first) if len(first) else causes.light[:0]
+        fired = np.flatnonzero(self._fired(causes, end))
+        gates, ports, light = causes.gates[fired], causes.ports[fired], causes.light[fired]
+        first = np.flatnonzero(np.diff(gates, prepend=-1))
+        if len(first) < len(gates):  # several causes in one gate
+            ports, light = np.bitwise_or.reduceat(ports, first), np.maximum.reduceat(light, first)
+            gates = gates[first]
         self._remember(gates)
         return Clicks(gates, ports), light
 
@@ -119,63 +122,101 @@ class Receiver:
             self._blind_until = int(gates[-1]) + self._dead
 
     def _causes(self, clicks: Clicks, nature: np.random.Generator) -> _Causes:
-        """Draw the lots of every click before it is known which of them count."""
-        gates = np.concatenate([self._pending.gates, clicks.gates])
-        ports = np.concatenate([self._pending.ports, clicks.ports])
-        light = np.concatenate([np.full(len(self._pending.gates), -1), np.arange(len(clicks.gates))])
-        parts = [(gates, ports, np.full(len(gates), -1, dtype=np.int64), light)]
-        number, total = np.arange(len(gates)), len(gates)
+        """Draw the lots of every click before it is known which of them count.  Causes have numbers: the clicks from
+        0 on, then what the slices before have left, then the after-pulses as they are drawn."""
+        total, before = len(clicks.gates), self._pending
+        of_light, of_before = (_some(count, self._after, nature) for count in (total, len(before.gates)))
+        number = np.concatenate([of_light, total + of_before])
+        gates: _Gates = np.concatenate([clicks.gates, before.gates])
+        ports: Bits = np.concatenate([clicks.ports, before.ports])
+        over: _Gates = np.full(len(before.gates), -1, dtype=np.int64)
+        parts: list[tuple[_Gates, Bits, _Gates]] = [(before.gates, before.ports, over)]
+        gates, ports, total = gates[number], ports[number], total + len(before.gates)
         while len(number):
-            traps = nature.random(len(number)) < self._after
-            number, gates, ports = number[traps], gates[traps], ports[traps]
-            delay = _geometric(1.0 - self._survival, len(gates), nature)
-            gates = gates + self._dead + delay
+            gates = gates + self._dead + _geometric(1.0 - self._survival, len(gates), nature)
             coin = nature.integers(ZERO, BOTH, len(gates), dtype=np.uint8)
-            ports = np.where(ports == BOTH, coin, ports)  # one trap sits in one of the two
-            parts.append((gates, ports, number, np.full(len(gates), -1)))
-            number, total = np.arange(total, total + len(gates)), total + len(gates)
-        all_gates, all_ports, parent, all_light = (np.concatenate(column) for column in zip(*parts, strict=True))
-        order = np.argsort(all_gates, kind="stable")
-        place = np.empty(total, dtype=np.int64)
-        place[order] = np.arange(total)
-        parent = parent[order]
-        return _Causes(all_gates[order], all_ports[order], np.where(parent < 0, -1, place[parent]), all_light[order])
+            ports = np.where(ports == BOTH, coin, ports).astype(np.uint8)  # one trap sits in one of the two
+            parts.append((gates, ports, number))
+            again = _some(len(gates), self._after, nature)
+            number, gates, ports, total = total + again, gates[again], ports[again], total + len(gates)
+        traps = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return _merged(clicks, *traps)
 
-    def _alive(self, causes: _Causes, end: int) -> _Flags:
-        """Those that happen: their parent fired and the gate is on."""
-        children = np.flatnonzero(causes.parent >= 0)
-        parents = causes.parent[children]
-        possible = np.ones(len(causes.gates), dtype=bool)
-        possible[children] = False
-        fired = self._fired(causes.gates, possible, end)
+    def _fired(self, causes: _Causes, end: int) -> _Flags:
+        """Which of the causes before gate ``end`` happen: their parent fired and the gate is on.  Those that a trap
+        has left for later become pending; their own lots are drawn then (no memory)."""
+        inside = int(np.searchsorted(causes.gates, end))
+        gates, count = causes.gates[:inside], int(np.searchsorted(causes.traps, inside))
+        fires, traps, parent = gates > self._blind_until, causes.traps[:count], causes.parent[:count]
+        crowd = _crowd(gates, self._dead, traps)  # everything else is alone and fires
+        place, among = np.searchsorted(crowd, traps), gates[crowd]
+        possible = np.ones(len(crowd), dtype=bool)
         while True:
-            born = fired[parents]
-            if (possible[children] == born).all():
-                return fired | (possible & (causes.gates >= end))
-            possible[children] = born
-            fired = self._fired(causes.gates, possible, end)
+            fires[crowd] = self._ready(among, possible)
+            born = fires[parent] | (parent < 0)
+            if (possible[place] == born).all():
+                break
+            possible[place] = born
+        late, came = causes.traps[count:], causes.parent[count:]
+        left = (came < 0) | ((came < inside) & fires[np.minimum(came, inside - 1)]) if inside else came < 0
+        self._pending = Clicks(causes.gates[late[left]], causes.ports[late[left]])
+        return fires
 
-    def _fired(self, gates: _Gates, possible: _Flags, end: int) -> _Flags:
-        """Several causes may share a gate: they fire, or are lost, together."""
-        chosen = np.flatnonzero(possible & (gates < end))
-        distinct, first = _distinct(gates[chosen])
-        fires, on = np.zeros(len(gates), dtype=bool), ready_again(distinct, self._dead, self._blind_until)
-        if len(first) < len(chosen):
-            on = np.repeat(on, np.diff(first, append=len(chosen)))
+    def _ready(self, gates: _Gates, possible: _Flags) -> _Flags:
+        """Which of the possible causes find the detectors on; several in one gate fire, or are lost, together."""
+        chosen = np.flatnonzero(possible)
+        some = gates[chosen]
+        first = np.flatnonzero(np.diff(some, prepend=-1))
+        on = ready_again(some[first], self._dead, self._blind_until)
+        if len(first) < len(some):
+            on = np.repeat(on, np.diff(first, append=len(some)))
+        fires = np.zeros(len(gates), dtype=bool)
         fires[chosen] = on
         return fires
 
 
-def _distinct(gates: _Gates) -> tuple[_Gates, _Gates]:
-    """(each gate once, index of its first cause), of ascending gates."""
-    first = np.flatnonzero(np.diff(gates, prepend=-1))
-    return gates[first], first
+def _some(count: int, p: float, nature: np.random.Generator) -> _Gates:
+    """Each of the numbers 0..count-1 with probability ``p``, ascending."""
+    if p >= 0.1 or count < 100:
+        return np.flatnonzero(nature.random(count) < p)
+    found, reached = list[_Gates](), -1
+    while reached < count:
+        steps = nature.geometric(p, int((count - reached) * p * 1.1) + 16)
+        found.append(reached + np.cumsum(steps))
+        reached = int(found[-1][-1])
+    every = np.concatenate(found)
+    return every[: int(np.searchsorted(every, count))]
 
 
-def _beyond(causes: _Causes, alive: _Flags, end: int) -> Clicks:
-    """After-pulses that a click before ``end`` has left for later; their own lots are drawn then (no memory)."""
-    late = np.flatnonzero(alive & (causes.gates >= end))
-    return Clicks(causes.gates[late], causes.ports[late])
+def _merged(clicks: Clicks, gates: _Gates, ports: Bits, parent: _Gates) -> _Causes:
+    """Clicks and, by number after them, traps: sorted by gate, and parents by place instead of by number."""
+    count, order = len(clicks.gates), np.argsort(gates, kind="stable")
+    before = np.searchsorted(clicks.gates, gates[order])  # clicks
+    traps = before + np.arange(len(order))
+    light = np.ones(count + len(order), dtype=bool)
+    light[traps] = False
+    columns = []
+    for mine, theirs in ((clicks.gates, gates), (clicks.ports, ports), (np.arange(count), np.full(len(order), -1))):
+        column = np.empty(len(light), dtype=mine.dtype)
+        column[light] = mine
+        column[traps] = theirs[order]
+        columns.append(column)
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = traps
+    came, of_click = parent[order], np.minimum(parent[order], max(0, count - 1))
+    from_trap = place[np.maximum(came - count, 0)] if len(place) else came
+    where = np.where(came < count, of_click + np.searchsorted(before, of_click, side="right"), from_trap)
+    return _Causes(columns[0], columns[1], columns[2], traps, np.where(came < 0, -1, where))
+
+
+def _crowd(gates: _Gates, dead: int, traps: _Gates) -> _Gates:
+    """Causes that another one may keep from firing, or that may not be there at all."""
+    near = np.diff(gates) <= dead
+    some = np.zeros(len(gates), dtype=bool)
+    some[1:] = near
+    some[:-1] |= near
+    some[traps] = True
+    return np.flatnonzero(some)
 
 
 def _geometric(p: float, count: int, nature: np.random.Generator) -> _Gates:

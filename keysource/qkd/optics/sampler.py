@@ -20,7 +20,7 @@ from keysource.qkd.optics.detectors import Clicks, Receiver, bits_of
 from keysource.qkd.optics.eve import Eve, Light, Notes, no_notes
 from keysource.qkd.optics.model import Optics
 from keysource.qkd.optics.monitors import ATTENUATOR, Readings, read
-from keysource.qkd.optics.settings import AliceSettings, Bits, Positions, ReceiverSeed, SourceSeed
+from keysource.qkd.optics.settings import AliceSettings, Bits, Positions, ReceiverSeed, SourceSeed, keystream
 from keysource.qkd.optics.table import Table, cases, make_table
 
 Method = Literal["sparse", "dense"]
@@ -81,9 +81,9 @@ def detect(
     positions = fired.gates.view(np.uint64)
     tested = _tested(bob, positions)
     bits = bits_of(fired.ports, nature)
-    of_light = np.where(light >= 0, light, 0)
     kept = None
     if notes is not None and len(light):
+        of_light = np.where(light >= 0, light, 0)
         kept = Notes(np.where(light >= 0, notes.how[of_light], no_notes(1).how[0]), notes.bit[of_light])
     current = eve.current() if isinstance(eve, Blinding) else 0.0
     readings = read(len(positions), 0 if tested is None else int(tested.sum()), span[1] / optics.pulse_rate, current)
@@ -133,19 +133,41 @@ def _throw(
     at: tuple[Positions, float],
     nature: np.random.Generator,
 ) -> tuple[Clicks, Notes | None]:
+    if eve.fraction <= 0.0:
+        return _undisturbed(table, alice, bob, at, nature), None
     positions, most = at
     settings = alice.at(positions)
-    bases, tested = bob.both(positions) if bob.test_share > 0.0 else (bob.at(positions), None)
+    bases, tested = _choices(bob, positions)
     light = _light(optics, settings)
-    touched, measured = eve.touch(light, optics, nature) if eve.fraction > 0.0 else (light, None)
+    touched, measured = eve.touch(light, optics, nature)
     dice = nature.random(len(positions))
     dice *= most
     clicked, ports, held = table.throw(dice, cases(settings.decoy, touched, bases, tested))
     clicks = Clicks(positions[clicked].view(np.int64), ports)
-    if eve.fraction <= 0.0:
-        return clicks, None
     seen = Light(light.check[clicked], light.bit[clicked])
     return clicks, eve.notes(held, seen, None if measured is None else measured[clicked])
+
+
+def _undisturbed(
+    table: Table, alice: SourceSeed, bob: ReceiverSeed, at: tuple[Positions, float], nature: np.random.Generator
+) -> Clicks:
+    """The same with nobody on the line.  The intensity says how likely a click is at most; Bob's choices, and Alice's
+    others, are worked out only where the die is below that."""
+    positions, most = at
+    words = keystream(alice.seed, positions)
+    dice = nature.random(len(positions))
+    dice *= most
+    kept = np.flatnonzero(dice < table.most_of(alice.decoys(words)))
+    positions, settings = positions[kept], alice.read(words[kept])
+    bases, tested = _choices(bob, positions)
+    case = cases(settings.decoy, Light(settings.check, settings.bit), bases, tested)
+    clicked, ports, _held = table.throw(dice[kept], case)
+    return Clicks(positions[clicked].view(np.int64), ports)
+
+
+def _choices(bob: ReceiverSeed, positions: Positions) -> tuple[Bits, Bits | None]:
+    """(bases, which gates are tests)."""
+    return bob.both(positions) if bob.test_share > 0.0 else (bob.at(positions), None)
 
 
 def _faked(

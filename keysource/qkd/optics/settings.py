@@ -8,6 +8,7 @@ detects.  To give the seed to the fibre is to tell it the settings, as the site'
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -32,20 +33,28 @@ def keystream(seed: bytes, positions: Positions) -> Words:
     if len(seed) != SEED_BYTES:
         raise ValueError(f"a block seed has {SEED_BYTES} bytes")
     cipher = Cipher(algorithms.AES(seed), modes.ECB()).encryptor()  # of distinct counters: CTR
-    words = np.empty((len(positions), 2), dtype=np.uint64)
+    words = np.empty((len(positions) + 1, 2), dtype="<u8")  # the cipher wants room for a block more
+    room, block = words.view(np.uint8).reshape(-1).data, words.itemsize * 2
     counters = np.zeros((min(len(positions), _PIECE), 2), dtype=">u8")  # pieces stay in the cache, fresh pages cost
-    stream = np.empty(counters.nbytes + 16, dtype=np.uint8)
     for at in range(0, len(positions), _PIECE):
         some = positions[at : at + _PIECE]
         counters[: len(some), 1] = some
-        size = cipher.update_into(counters[: len(some)].view(np.uint8).data, stream.data)
-        words[at : at + len(some)] = stream[:size].view("<u8").reshape(-1, 2)
-    return words
+        cipher.update_into(counters[: len(some)].view(np.uint8).data, room[block * at : block * (at + len(some) + 1)])
+    return words[:-1].astype(np.uint64, copy=False)
 
 
-def _happens(words: Words, probability: float) -> Bits:
-    """1 with the given probability, from 32 bits of each word (rounded to 2^-32)."""
-    return (words < np.uint64(round(probability * 2.0**32))).astype(np.uint8)
+def _halves(words: Words) -> npt.NDArray[np.uint32]:
+    """The words in halves, the low one first: shape (n, 4)."""
+    halves = words.view(np.uint32)
+    return halves if sys.byteorder == "little" else halves[:, [1, 0, 3, 2]]
+
+
+def _happens(lots: npt.NDArray[np.uint32], probability: float) -> Bits:
+    """1 with the given probability (rounded to 2^-32)."""
+    edge = round(probability * 2.0**32)
+    if edge >= 1 << 32:
+        return np.ones(len(lots), dtype=np.uint8)
+    return (lots < np.uint32(edge)).view(np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +84,21 @@ class SourceSeed:
         return cls(seed, p_z, probabilities[0], probabilities[1] if len(probabilities) > 2 else None)
 
     def at(self, positions: Positions) -> AliceSettings:
-        words = keystream(self.seed, positions)
-        low, high = words[:, 0] & np.uint64(0xFFFFFFFF), words[:, 0] >> np.uint64(32)
-        bit = (words[:, 1] & np.uint64(1)).astype(np.uint8)
-        decoy = np.uint8(1) - _happens(high, self.p1)
+        return self.read(keystream(self.seed, positions))
+
+    def read(self, words: Words) -> AliceSettings:
+        """From the keystream of the pulses."""
+        halves = _halves(words)
+        bit = (halves[:, 2] & np.uint32(1)).astype(np.uint8)
+        return AliceSettings(bit, np.uint8(1) - _happens(halves[:, 0], self.p_z), self.decoys(words))
+
+    def decoys(self, words: Words) -> Bits:
+        """The same, of the intensities only."""
+        lots = _halves(words)[:, 1]
+        decoy: Bits = np.uint8(1) - _happens(lots, self.p1)
         if self.p2 is not None:
-            decoy += np.uint8(1) - _happens(high, self.p1 + self.p2)
-        return AliceSettings(bit, np.uint8(1) - _happens(low, self.p_z), decoy)
+            decoy += np.uint8(1) - _happens(lots, self.p1 + self.p2)
+        return decoy
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,21 +113,21 @@ class ReceiverSeed:
 
     def at(self, positions: Positions) -> Bits:
         """1 for the X basis."""
-        return self.both(positions)[0]
+        return np.uint8(1) - _happens(_halves(keystream(self.seed, positions))[:, 0], self.p_z)
 
     def both(self, positions: Positions) -> tuple[Bits, Bits]:
         """(1 for the X basis, 1 for a test gate)."""
-        words = keystream(self.seed, positions)[:, 0]
-        bases = np.uint8(1) - _happens(words & np.uint64(0xFFFFFFFF), self.p_z)
-        return bases, _happens(words >> np.uint64(32), self.test_share)
+        halves = _halves(keystream(self.seed, positions))
+        bases: Bits = np.uint8(1) - _happens(halves[:, 0], self.p_z)
+        return bases, _happens(halves[:, 1], self.test_share)
 
     def angles(self, positions: Positions) -> Bits:
         """What is measured: 0 Z, 1 X, 2 and 3 the angles of the CHSH test."""
-        words = keystream(self.seed, positions)
-        bases = np.uint8(1) - _happens(words[:, 0] & np.uint64(0xFFFFFFFF), self.p_z)
+        halves = _halves(keystream(self.seed, positions))
+        bases: Bits = np.uint8(1) - _happens(halves[:, 0], self.p_z)
         if self.chsh <= 0.0:
             return bases
-        turned = _happens(words[:, 1] >> np.uint64(32), self.chsh)
-        which = (words[:, 1] & np.uint64(1)).astype(np.uint8)
+        turned = _happens(halves[:, 3], self.chsh)
+        which = (halves[:, 2] & np.uint32(1)).astype(np.uint8)
         angles: Bits = np.where(turned == 1, which + np.uint8(2), bases).astype(np.uint8)
         return angles

@@ -19,6 +19,8 @@ from keysource.qkd.optics.settings import Bits
 
 _PORTS = np.array([ONE, BOTH, ZERO], dtype=np.uint8)
 OTHER_BASIS = 2
+_CASES = 6
+"""Of one intensity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,11 @@ class Table:
     def most(self) -> float:
         """The largest click probability of any case."""
         return float(self.edges[-1].max())
+
+    def most_of(self, decoy: Bits) -> npt.NDArray[np.float64]:
+        """The largest click probability of any case with that intensity, for each."""
+        most: npt.NDArray[np.float64] = self.edges[-1].reshape(-1, _CASES).max(axis=1)[decoy]
+        return most
 
     def throw(
         self, dice: npt.NDArray[np.float64], case: npt.NDArray[np.intp]
@@ -67,7 +74,7 @@ def make_table(optics: Optics, eve: Eve, attenuator: float = 1.0) -> Table:
 
 def cases(decoy: Bits, light: Light, bob: Bits, tested: Bits | None) -> npt.NDArray[np.intp]:
     """The case of each pulse, from the light that reaches Bob."""
-    case = np.where(light.check == bob, light.bit, np.uint8(OTHER_BASIS)) + decoy * np.uint8(6)
+    case = np.where(light.check == bob, light.bit, np.uint8(OTHER_BASIS)) + decoy * np.uint8(_CASES)
     if tested is not None:
         case = case + tested * np.uint8(3)
     cases: npt.NDArray[np.intp] = case.astype(np.intp)
