@@ -104,7 +104,7 @@ async def _overheard(lab: Lab, block: int) -> Overheard | None:
         notes: Notes | None = await lab.notes(block)
     except KeySourceError:
         return None  # too many detections for her notebook
-    return Overheard(list(lab.wiretap.blocks[block]), notes, PRESETS[lab.preset].plan())
+    return Overheard(list(lab.wiretap.blocks[block]), notes, lab.plan())
 
 
 # What she has

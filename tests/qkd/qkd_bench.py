@@ -12,11 +12,11 @@ import numpy as np
 from keysource.qkd.audit import Overheard
 from keysource.qkd.distill.alice import AliceBlock
 from keysource.qkd.distill.bob import BobBlock
-from keysource.qkd.distill.mac import TICKET_BYTES, Ticket
+from keysource.qkd.distill.mac import TICKET_BYTES, Authenticator, Ticket
 from keysource.qkd.distill.party import Answer, Fly, Keep, Outcome, Party, Receive, Send, Step, Terms
 from keysource.qkd.distill.wire import Frame, Kind, Start, frame_untrusted
 from keysource.qkd.errors import BadFrame, LinkError
-from keysource.qkd.optics.entangled import AnyOptics
+from keysource.qkd.optics.entangled import AnyOptics, PairOptics
 from keysource.qkd.optics.eve import Eve, InterceptResend
 from keysource.qkd.optics.flight import make_flight
 from keysource.qkd.optics.model import Optics
@@ -78,12 +78,16 @@ class Bench:
     """A fraction of intercept-resend, or any Eve."""
     monitor: Monitor = "none"
     refills: int = 1
+    ticket: Callable[[str], Authenticator] | None = None
+    """What "A" and "B" authenticate the block by; None: a ticket of pad that they share."""
     optics: AnyOptics = OPTICS
     nature: int | None = None
     """Seed of what nature does; settings are never seeded."""
     records: tuple[bytes, bytes] | None = None
     """Alice's and Bob's, of somebody else's light."""
     clicks: Callable[[Detections], Detections] = lambda seen: seen
+    hers: Callable[[Detections], Detections] = lambda seen: seen
+    """What becomes of Alice's detections, with a source of pairs."""
     log: list[tuple[str, str]] = field(default_factory=list)
     frames: list[tuple[str, bytes]] = field(default_factory=list)
 
@@ -91,13 +95,18 @@ class Bench:
         """Both ends as far as they get; an end that waits for ever has neither outcome nor error."""
         material = os.urandom(TICKET_BYTES)
         start = Start(7, 0, 1, self.refills)
-        self.alice = Side("A", AliceBlock(self.terms, start, Ticket(0, material)))
+        alice = AliceBlock(self.terms, start, self._ticket("A", material))
+        alice.guard = self._guard
+        self.alice = Side("A", alice)
         self.bob = Side("B", None)
         self.material, self.seeds, self.flown = material, dict[str, bytes](), False
         self._advance(self.alice, None)
         while self._turn(self.alice, self.bob) or self._turn(self.bob, self.alice) or self._fly():
             pass
         return self.alice, self.bob
+
+    def _ticket(self, name: str, material: bytes) -> Authenticator:
+        return Ticket(0, material) if self.ticket is None else self.ticket(name)
 
     def overheard(self) -> Overheard:
         """What somebody on the classical channel, and Eve in the fibre, have of the block."""
@@ -119,7 +128,7 @@ class Bench:
             except LinkError as error:
                 side.error = error
                 return True
-            side.party = bob = BobBlock(self.terms, start, Ticket(0, self.material))
+            side.party = bob = BobBlock(self.terms, start, self._ticket("B", self.material))
             bob.guard = self._guard
             return self._advance(side, None)
         match side.step:
@@ -146,7 +155,7 @@ class Bench:
     def _guard(self, readings: Readings | None) -> str | None:
         if readings is None:
             return None if self.monitor == "none" else "no readings"
-        return alarm(self.monitor, readings, self.optics)
+        return alarm(self.monitor, readings, None if isinstance(self.optics, PairOptics) else self.optics)
 
     def _carry(self, side: Side, other: Side, frame: Frame) -> None:
         body = bytes([frame.kind]) + frame.payload
@@ -163,13 +172,13 @@ class Bench:
             self.log.append(("fibre", "flown"))
             self._advance(self.alice, settings_untrusted(self.records[0], pulses))
             return self._advance(self.bob, detections_untrusted(self.records[1], pulses))
-        light = make_flight(self.optics, self.seeds["A"], self.seeds["B"], test=self.monitor != "none")
+        light = make_flight(self.optics, self.seeds["A"], self.seeds["B"], test=self.monitor in ("efficiency", "both"))
         span, eve = (0, self.terms.plan.pulses), self.eve if isinstance(self.eve, Eve) else InterceptResend(self.eve)
         light.slice(self.optics, span, eve, np.random.default_rng(self.nature))
         hers, seen = light.reports()
         self.seen = seen
         self.log.append(("fibre", "flown"))
-        self._advance(self.alice, hers)
+        self._advance(self.alice, None if hers is None else self.hers(hers))
         return self._advance(self.bob, self.clicks(seen))
 
     def _advance(self, side: Side, answer: Answer) -> bool:

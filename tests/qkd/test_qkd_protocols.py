@@ -201,6 +201,28 @@ def test_the_order_of_the_formulas_is_never_broken() -> None:
         assert found.s_z1 <= true * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("lit", ["hers", "clicks"])
+def test_bright_light_at_either_end_of_a_link_of_pairs_ends_the_block_before_a_bit_is_announced(lit: str) -> None:
+    """Alice measures too: her photocurrent is watched as Bob's is.  Readings that are missing are no excuse."""
+
+    def bright(seen: Detections) -> Detections:
+        assert seen.readings is not None and seen.readings.current < 1e-6
+        return replace(seen, readings=replace(seen.readings, current=20e-6))
+
+    def silent(seen: Detections) -> Detections:
+        return replace(seen, readings=None)
+
+    for change in (bright, silent):
+        deeds = {lit: change}
+        bench = Bench(TERMS["bbm92"], optics=BBM, nature=13, monitor="photocurrent", **deeds)  # type: ignore[arg-type]
+        for side in bench.run():
+            assert side.outcome is not None and side.outcome.reason is Reason.MONITOR and not side.outcome.keys
+            assert side.outcome.ledger.balance() == 0
+        assert "SIFT" not in [kind for _who, kind in bench.log]
+    quiet, _bob = Bench(TERMS["bbm92"], optics=BBM, nature=13, monitor="photocurrent").run()
+    assert passed(quiet)
+
+
 def test_splitting_photon_numbers_breaks_two_decoys_too() -> None:
     far = Optics(TwoDecoy(0.6, 0.2, 1e-3, 0.35, 0.4), 0.65, 45.0, 0.2, 0.9, 1e-7, 0.005, 1e6)
     terms = terms_of(far, 5_000_000)

@@ -35,6 +35,7 @@ from keysource.qkd.optics.attacks import make_eve
 from keysource.qkd.optics.entangled import AnyOptics
 from keysource.qkd.optics.eve import Eve, Notes
 from keysource.qkd.optics.flight import acts_on, make_flight
+from keysource.qkd.optics.model import Optics
 from keysource.qkd.optics.sampler import Detections
 from keysource.qkd.optics.weather import WEATHERS, Sky
 from keysource.qkd.presets import Preset
@@ -64,14 +65,20 @@ class _Seat:
     order: Order | None = field(default=None, repr=False)
 
 
+def _digests(preset: Preset) -> set[bytes]:
+    """Of the plans that two ends may agree on: with tests of the efficiency and without."""
+    weak = isinstance(preset.optics, Optics)
+    plans = [preset.plan(tests=tests) for tests in ((False, True) if weak else (False,))]
+    return {bytes.fromhex(plan.digest(preset.optics, preset.security)) for plan in plans}
+
+
 class Fibre:
     """One link's fibre, as a server for its two ends."""
 
     def __init__(self, listen: Address, preset: Preset, pace: Pace, control: Path | None, key: bytes) -> None:
         self._listen, self._preset, self._pace, self._key = listen, preset, pace, key
-        plan = preset.plan()
-        self._digest = bytes.fromhex(plan.digest(preset.optics, preset.security))
-        self._pulses = plan.pulses
+        self._digests = _digests(preset)
+        self._pulses = preset.pulses
         self._eve = Eve()
         self._sky = Sky(WEATHERS[preset.weather])
         self._nature = np.random.default_rng()  # nature may be a statistical generator; settings never are
@@ -174,7 +181,7 @@ class Fibre:
         return Order(*seal.PREPARE_FORM.unpack(payload))
 
     async def _prepare(self, seat: _Seat, order: Order) -> None:
-        if order.digest != self._digest or order.pulses != self._pulses:
+        if order.digest not in self._digests or order.pulses != self._pulses:
             await seat.sealed.send(seal.REFUSED, b"the fibre has another preset")
             return
         self._stop_flight()

@@ -27,7 +27,7 @@ from keysource.qkd.distill.wire import Frame, Kind
 from keysource.qkd.errors import BadFrame, Disagreement
 from keysource.qkd.pad import Claims
 
-VERSION = 2
+VERSION = 3
 _RANDOM = 32
 _MAC = 32
 MAX_HELLO = 64 * 1024
@@ -39,7 +39,13 @@ class AgreedTerms:
 
     link: str
     owner: str
+    auth_bootstrap: str
+    """``psk`` or ``signature``."""
     preset: str
+    efficiency_tests: bool
+    """Do some of Bob's gates test his detectors (``monitor`` = efficiency or both)?"""
+    repeatable: bool
+    """Deterministic test mode: no key is delivered."""
     plan: str
     """Digest of plan, optics, error budget and proof."""
 
