@@ -23,8 +23,8 @@
     state = "state"                   # folder, 0700; never restore it from a backup
     socket = "device.sock"            # the device socket
     monitor = "photocurrent"          # none | photocurrent | efficiency | both: guards of the detectors.  Gates that test
-                                      # the efficiency are in the plan of a block: both ends say so, or none.  On a link
-                                      # of pairs Alice has detectors too: none | photocurrent, each end its own
+                                      # the efficiency are in the plan of a block: both ends say so, or none.  Alice has
+                                      # detectors on a link of pairs only, and guards them then
     error_limit = 1e-3                # the link stops before the errors of all its blocks together pass this
     qrng = "/dev/qrng0"              # a quantum random number generator, mixed into the system's: device, FIFO or socket
     qrng_entropy = 4.0                # with qrng: min-entropy in bits that its maker claims of a raw byte
@@ -48,7 +48,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from keysource.base import End, Owner
 from keysource.qkd.errors import LinkSettings
-from keysource.qkd.optics.entangled import PairOptics
 from keysource.qkd.optics.monitors import Monitor
 from keysource.qkd.presets import PRESETS, variant
 from keysource.qkd.rates.proofs import Protocol
@@ -157,7 +156,7 @@ class EndConfig:
 
     @property
     def tests(self) -> bool:
-        """Do some of Bob's gates test the efficiency of his detectors?"""
+        """Do some of Bob's gates test the efficiency of his detectors (with pairs some of Alice's, too)?"""
         return self.monitor in ("efficiency", "both")
 
 
@@ -214,10 +213,6 @@ def _resolve(table: EndSettings, path: Path, base: Path) -> EndConfig:
         raise LinkSettings(f'{path}: top level, key "records": {need}')
     auth_key, identities = _authentication(table, path, base)
     classical, preset = Address.parse(given), _variant(table, path)
-    if isinstance(PRESETS[preset].optics, PairOptics) and table.monitor in ("efficiency", "both"):
-        raise LinkSettings(
-            f'{path}: top level, key "monitor": a link of pairs has no "{table.monitor}", only photocurrent'
-        )
     state = base / table.state
     return EndConfig(
         end=End.A if left else End.B,

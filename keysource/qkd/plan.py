@@ -84,15 +84,14 @@ class Plan:
 def make_plan(
     optics: Optics | PairOptics, pulses: int, security: Security, schedule: str, *, tests: bool = False
 ) -> Plan:
-    """Work out a plan for blocks of ``pulses`` pulses.  ``tests``: some of Bob's gates test his detectors, and their
-    clicks are no detections.
+    """Work out a plan for blocks of ``pulses`` pulses.  ``tests``: some of Bob's gates test his detectors, and
+    their clicks are no detections; with pairs some of Alice's, too.
 
     Raises:
-        ValueError: no key at this size and loss, or tests on a link of pairs, which has none.
+        ValueError: no key at this size and loss.
     """
-    if tests and isinstance(optics, PairOptics):
-        raise ValueError("a link of pairs has no test of the efficiency")
-    used = 1.0 - TEST_SHARE if tests else 1.0
+    receivers = 2 if isinstance(optics, PairOptics) else 1
+    used = (1.0 - TEST_SHARE) ** receivers if tests else 1.0
     n_z, n_x = (_sure_size(used * pulses * share) for share in optics.sifted())
     if n_z < 1 or n_x < 1:
         raise ValueError(_NO_KEY)

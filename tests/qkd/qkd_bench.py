@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from keysource.qkd.distill.mac import TICKET_BYTES, Authenticator, Ticket
 from keysource.qkd.distill.party import Answer, Fly, Keep, Outcome, Party, Receive, Send, Step, Terms
 from keysource.qkd.distill.wire import Frame, Kind, Start, frame_untrusted
 from keysource.qkd.errors import BadFrame, LinkError
-from keysource.qkd.optics.entangled import AnyOptics, PairOptics
+from keysource.qkd.optics.entangled import AnyOptics, watched
 from keysource.qkd.optics.eve import Eve, InterceptResend
 from keysource.qkd.optics.flight import make_flight
 from keysource.qkd.optics.model import Optics
@@ -42,8 +43,8 @@ def small_terms(plan: Plan | None = None) -> Terms:
     return Terms(plan or small_plan(), OPTICS.decoy, OPTICS.p_z, SECURITY)
 
 
-def terms_of(optics: AnyOptics, pulses: int, security: Security = SECURITY) -> Terms:
-    return Terms(make_plan(optics, pulses, security, "original"), optics.source, optics.p_z, security)
+def terms_of(optics: AnyOptics, pulses: int, security: Security = SECURITY, *, tests: bool = False) -> Terms:
+    return Terms(make_plan(optics, pulses, security, "original", tests=tests), optics.source, optics.p_z, security)
 
 
 def untouched(_number: int, _sender: str, body: bytes) -> list[bytes]:
@@ -96,7 +97,7 @@ class Bench:
         material = os.urandom(TICKET_BYTES)
         start = Start(7, 0, 1, self.refills)
         alice = AliceBlock(self.terms, start, self._ticket("A", material))
-        alice.guard = self._guard
+        alice.guard = partial(self._guard, 0)
         self.alice = Side("A", alice)
         self.bob = Side("B", None)
         self.material, self.seeds, self.flown = material, dict[str, bytes](), False
@@ -129,7 +130,7 @@ class Bench:
                 side.error = error
                 return True
             side.party = bob = BobBlock(self.terms, start, self._ticket("B", self.material))
-            bob.guard = self._guard
+            bob.guard = partial(self._guard, 1)
             return self._advance(side, None)
         match side.step:
             case Send(frame):
@@ -152,10 +153,10 @@ class Bench:
                 return True
         return False
 
-    def _guard(self, readings: Readings | None) -> str | None:
+    def _guard(self, site: int, readings: Readings | None) -> str | None:
         if readings is None:
             return None if self.monitor == "none" else "no readings"
-        return alarm(self.monitor, readings, None if isinstance(self.optics, PairOptics) else self.optics)
+        return alarm(self.monitor, readings, watched(self.optics, site))
 
     def _carry(self, side: Side, other: Side, frame: Frame) -> None:
         body = bytes([frame.kind]) + frame.payload

@@ -24,12 +24,12 @@ from keysource.qkd.engine.frontends import FrontEnd, Live, Recorded
 from keysource.qkd.engine.hardware import Hardware
 from keysource.qkd.engine.hello import AgreedTerms
 from keysource.qkd.engine.report import KEPT_REPORTS, report
-from keysource.qkd.engine.verdicts import ALARMS, CHANCE, SENTENCES, WATCHED, withhold
+from keysource.qkd.engine.verdicts import ALARMS, CHANCE, SENTENCES, WATCHED, authenticity, randomness, withhold
 from keysource.qkd.errors import LinkError, StateLost
 from keysource.qkd.files import lock_folder
 from keysource.qkd.identity import Signers
 from keysource.qkd.ledger import Ledger
-from keysource.qkd.optics.entangled import PairOptics
+from keysource.qkd.optics.entangled import PairOptics, watched
 from keysource.qkd.optics.monitors import Readings, alarm
 from keysource.qkd.pad import FIRST_REFILLS, SIGNED, LinkState
 from keysource.qkd.presets import PRESETS
@@ -90,7 +90,8 @@ class LinkEnd:
             Origin.SIMULATED,
         )
         self.device = LinkDevice(config.socket, info, self._taken, self.max_keys)
-        key, test = self.state.link_key(b"fibre"), config.tests and config.end is End.B
+        measures = config.end is End.B or isinstance(optics, PairOptics)
+        key, test = self.state.link_key(b"fibre"), config.tests and measures
         self.hardware: FrontEnd = Hardware(config.end, config.fibre, key, digest, test=test)
         if config.records is not None:
             front = Recorded if config.front_end == "recorded" else Live
@@ -203,8 +204,8 @@ class LinkEnd:
         """What this end's monitors say of a block's readings: a sentence where one fires, or where there
         are none to look at though a monitor is configured."""
         if readings is not None:
-            optics = self.preset.optics
-            sentence = alarm(self.config.monitor, readings, None if isinstance(optics, PairOptics) else optics)
+            site = watched(self.preset.optics, int(self.config.end is End.B))
+            sentence = alarm(self.config.monitor, readings, site)
         else:
             missing = f'a record without readings, and monitor = "{self.config.monitor}" wants them'
             sentence = None if self.config.monitor == "none" else missing
@@ -319,22 +320,8 @@ class LinkEnd:
             self.show()
 
     @property
-    def randomness(self) -> str:
-        """Where this end's choices come from."""
-        if self.agreed.repeatable:
-            return "REPEATABLE: deterministic test mode, no key is delivered"
-        if self.config.qrng is not None:
-            return f"operating system, mixed with {self.config.qrng[0]}"
-        return "operating system"
-
-    @property
     def authenticity(self) -> str:
-        """What the next block's authenticity rests on, and what that of the first one did."""
-        if self.signers is None:
-            return "one-time key, from a couriered pad on"
-        if self.state.unproven:
-            return "SIGNATURES: computational, until a block under a one-time key has passed"
-        return "one-time key, made from blocks whose authenticity was computational (signatures) when they ran"
+        return authenticity(signs=self.signers is not None, unproven=self.state.unproven)
 
     # Status
 
@@ -372,7 +359,7 @@ class LinkEnd:
             "end": self.end.value,
             "origin": Origin.SIMULATED.value,
             "warning": "SIMULATED: no quantum security",
-            "randomness": self.randomness,
+            "randomness": randomness(self.config),
             "preset": self.preset.name,
             "about": self.preset.about,
             "pace": self.hardware.pace,
