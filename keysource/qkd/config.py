@@ -15,20 +15,20 @@
     pace = "realtime"                 # realtime: pulses take as long as on the real link; fast: as quick as we can;
                                       # left with spawn_fibre, or fibre: the other end learns it from the fibre
     owner = "alternate"               # alternate | a | b: who issues keys; both ends the same
-    auth_bootstrap = "psk"            # psk: a pad that somebody carried to both ends; signature: none, blocks are signed
-                                      # until the link has made one-time key of its own.  Both ends the same
+    auth_bootstrap = "psk"            # psk: a pad that somebody carried to both ends; signature: none, and blocks
+                                      # are signed until the link has made one-time key.  Both ends the same
     auth_key = "auth.pad"             # psk only: the pad file, 0600; each end its own copy
     identity = "identity.pem"         # signature only: this end's key file, 0600 (qvpn genkey); and `name`, see above
     peer_identity = "peer.pub"        # signature only: the other end's public keys (qvpn pubkey)
     state = "state"                   # folder, 0700; never restore it from a backup
     socket = "device.sock"            # the device socket
-    monitor = "photocurrent"          # none | photocurrent | efficiency | both: guards of the detectors.  Gates that test
-                                      # the efficiency are in the plan of a block: both ends say so, or none.  Alice has
-                                      # detectors on a link of pairs only, and guards them then
+    monitor = "photocurrent"          # none | photocurrent | efficiency | both: guards of the detectors.  Gates that
+                                      # test the efficiency are in the plan of a block: both ends say so, or none.
+                                      # Alice has detectors on a link of pairs only, and guards them then
     error_limit = 1e-3                # the link stops before the errors of all its blocks together pass this
-    qrng = "/dev/qrng0"              # a quantum random number generator, mixed into the system's: device, FIFO or socket
+    qrng = "/dev/qrng0"              # a quantum random number generator to mix in: device, FIFO or socket
     qrng_entropy = 4.0                # with qrng: min-entropy in bits that its maker claims of a raw byte
-    test_seed = "any words"           # this site's choices are the same in every run, and no key is delivered; both ends
+    test_seed = "any words"           # for tests: choices repeat, and no key is delivered; both ends
     front_end = "fibre"               # fibre | recorded | live: where settings and detections come from
     records = "runs"                  # recorded: folder; live: the device's socket (engine.frontends)
     control = "eve.sock"              # left with spawn_fibre, or fibre: where Eve is switched; default in `state`
@@ -147,7 +147,7 @@ class EndConfig:
     """Set where ``front_end`` is not the fibre."""
     error_limit: float = 1e-3
     identities: tuple[Path, Path] | None = None
-    """(ours, private; the other end's, public) where the first block is signed; then ``auth_key`` is the link's own."""
+    """(ours, private; the other end's, public) where the first block is signed; ``auth_key`` is then made here."""
 
     qrng: tuple[Path, float] | None = None
     """(generator, min-entropy of its samples in bits)."""

@@ -1,8 +1,9 @@
 """Health tests of a noise source, as NIST SP 800-90B section 4.4 wants them on every raw sample.
 
-Both look for a source that has broken, not for one that is a little worse than claimed: the *repetition count* for one
-that is stuck, the *adaptive proportion* for one that prefers a value.  Their limits follow from the claimed min-entropy
-of a sample and the probability :data:`FALSE_ALARM` of a sound source to fail.  A source that fails stays failed.
+Both look for a source that has broken, not for one that is a little worse than claimed: the *repetition count* for
+one that is stuck, the *adaptive proportion* for one that prefers a value.  Their limits follow from the claimed
+min-entropy of a sample and the probability :data:`FALSE_ALARM` of a sound source to fail.  What fails
+once stays failed.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ spent on disk (fsync) before its number is sent.  After a reconnect both ends ke
 both have.  ``spent`` counts for ever; each end remembers how far it has seen the other, so an end whose state was
 restored from a backup is told so, and refuses.
 
-A link whose ends know each other's identities needs no courier (``auth_bootstrap = "signature"``): its pad file is the
-head alone (``engine.introduce``), and its blocks are *signed* until the first block under a ticket has passed, which
-proves that both ends have the tickets of an earlier one.  From then on nothing is signed any more, whatever happens,
+A link whose ends know each other's identities needs no courier (``auth_bootstrap = "signature"``): its pad file is
+the head alone (``engine.introduce``), and its blocks are *signed* until the first block under a ticket has passed,
+which proves that both ends have the tickets of an earlier one.  From then on nothing is signed any more, whatever happens,
 until an operator says so at both ends (``qvpn-qkd reseed``).
 """
 

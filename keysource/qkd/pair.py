@@ -3,8 +3,9 @@
 The pad is made once and copied into both ends' folders; carry the right end's folder over a way that you trust, and
 destroy other copies.
 
-With ``bootstrap = "signature"`` there is no pad: each folder gets an identity and the other end's public keys.  Better
-still, each site makes its own identity (``qvpn genkey``) and only the ``.pub`` travels, by a way that nobody changes.
+With ``bootstrap = "signature"`` there is no pad: each folder gets an identity and the other end's public keys.
+Better still, each site makes its own identity (``qvpn genkey``) and only the ``.pub`` travels, by a way that nobody
+changes.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from keysource.base import SourceContext
 
 
 def link_toml(settings: Mapping[str, object], keys: Mapping[str, Path], socket: Path, context: SourceContext) -> str:
-    """One end's configuration.  ``keys``: settings that are key files.  All paths absolute: the child has its own idea
-    of a current folder."""
+    """One end's configuration.  ``keys``: settings that are key files.  All paths absolute: the child has its own
+    idea of a current folder."""
     values = {
         "version": 1,
         "role": settings["role"],

@@ -70,8 +70,8 @@ class Collector:
 
 
 class Proxy(Wiretap):
-    """The product's own wiretap, with hands that may leave something else than frames.  ``tickets`` has every pad ticket
-    that a START ever named."""
+    """The product's own wiretap, with hands that may leave something else than frames.  ``tickets`` has every pad
+    ticket that a START ever named."""
 
     def __init__(self, listen: int, target: int) -> None:
         super().__init__(Address("127.0.0.1", listen), Address("127.0.0.1", target))

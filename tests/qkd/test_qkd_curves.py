@@ -349,9 +349,11 @@ def test_every_finite_curve_stays_below_the_infinite_one_with_the_same_settings(
             assert rates["infinite"] < rates["plob"] < rates["one-node"]
 
 
-@pytest.mark.parametrize(("link", "proof"), [("demo-2decoy", "wiesemann2024-2decoy"), ("demo-bbm92", "tomamichel2012")])
+@pytest.mark.parametrize(
+    ("link", "proof"), [("demo-2decoy", "wiesemann2024-2decoy"), ("demo-bbm92", "tomamichel2012")]
+)
 def test_every_protocol_has_its_curves(link: str, proof: str) -> None:
-    """The proof that delivers first; at the preset's distance it is what :mod:`rates.proofs` says of its statistics."""
+    """The proof that delivers comes first; at the preset's distance it is what ``rates.proofs`` says."""
     answer = json.loads(run_rate("--link", link, "--from", "10", "--to", "20", "--step", "10", "--json").stdout)
     assert list(answer["rates"])[0] == proof and "plob" in answer["rates"]
     optics = PRESETS[link].optics
@@ -361,7 +363,8 @@ def test_every_protocol_has_its_curves(link: str, proof: str) -> None:
     found = judge(optics.source, optics.expected(n_z, n_x), Security())
     bits = secret_bits(optics.source, found, 1.16 * n_z * binary_entropy(optics.mean_qber()), Security())
     assert row["rate"] == pytest.approx(bits / n_z * optics.sifted()[0], rel=1e-9) and row["rate"] > 0
-    assert row["rate"] < answer["rates"][list(answer["rates"])[1]][0 if km == 10 else 1]["rate"], "finite below infinite"
+    infinite = answer["rates"][list(answer["rates"])[1]][0 if km == 10 else 1]["rate"]
+    assert row["rate"] < infinite, "finite below infinite"
 
 
 def test_two_decoys_and_pairs_can_be_set_and_optimised() -> None:

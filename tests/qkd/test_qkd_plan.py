@@ -1,4 +1,4 @@
-"""What a plan costs beside its formula, and how often an honest block misses it: the price of fixing it beforehand."""
+"""What a plan costs beside its formula, and how often an honest block misses it: the price of a plan."""
 
 from __future__ import annotations
 

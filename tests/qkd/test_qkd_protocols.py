@@ -215,8 +215,7 @@ def test_bright_light_at_either_end_of_a_link_of_pairs_ends_the_block_before_a_b
         return replace(seen, readings=None)
 
     for change in (bright, silent):
-        deeds = {lit: change}
-        bench = Bench(TERMS["bbm92"], optics=BBM, nature=13, monitor="photocurrent", **deeds)  # type: ignore[arg-type]
+        bench = Bench(TERMS["bbm92"], optics=BBM, nature=13, monitor="photocurrent", **{lit: change})
         for side in bench.run():
             assert side.outcome is not None and side.outcome.reason is Reason.MONITOR and not side.outcome.keys
             assert side.outcome.ledger.balance() == 0
@@ -240,7 +239,8 @@ def test_blinding_both_ends_of_a_link_of_pairs_against_each_monitor(mode: Mode, 
         assert alice.outcome.reason is bob.outcome.reason is Reason.MONITOR and not alice.outcome.keys
         assert "DETECTED" not in [kind for _who, kind in bench.log]
         return
-    assert passed(alice) and alice.outcome.keys == bob.outcome.keys and abs(alice.outcome.qber - BBM.mean_qber()) < 0.01
+    assert passed(alice) and alice.outcome.keys == bob.outcome.keys
+    assert abs(alice.outcome.qber - BBM.mean_qber()) < 0.01
     heard = bench.overheard()
     assert heard.known().all() and (heard.as_bob() == alice.party.key).all()
     quiet, _bob = Bench(terms, optics=BBM, monitor=guard, nature=15).run()

@@ -34,7 +34,7 @@ def afterwards_the_system() -> None:
 
 
 def test_the_limits_are_those_of_the_standard() -> None:
-    """SP 800-90B: 11 repetitions at H = 2 and 2^-20 (4.4.1); proportions at 2^-20, windows of 512 and 1024 (4.4.2)."""
+    """SP 800-90B: 11 repetitions at H = 2 and 2^-20 (4.4.1); proportions at 2^-20, windows 512, 1024 (4.4.2)."""
     assert repetition_cutoff(2.0, 2.0**-20) == 11
     for entropy, window in ((0.5, 512), (1.0, 512), (2.0, 512), (4.0, 512), (8.0, 512), (1.0, 1024), (0.4, 1024)):
         expected = 1 + int(stats.binom.ppf(1.0 - 2.0**-20, window, 2.0**-entropy))

@@ -1,9 +1,9 @@
 """A block that is authenticated by signatures, where two ends have no one-time key yet.
 
-What the three tags of a ticket do, three signatures do here, over the same transcript and in the same order.  They are
-computational: whoever can forge Ed25519 *and* ML-DSA-65 while the block runs can sit in the middle of it.  Once it is
-over, its key is as secret as any other, also from somebody who breaks both the day after: signatures protect nothing
-but the authenticity of that minute (npj Quantum Inf. 2021, doi 10.1038/s41534-021-00400-7).
+What the three tags of a ticket do, three signatures do here, over the same transcript and in the same order.  They
+are computational: whoever can forge Ed25519 *and* ML-DSA-65 while the block runs can sit in the middle of it.  Once
+it is over, its key is as secret as any other, also from somebody who breaks both the day after: signatures protect
+nothing but the authenticity of that minute (npj Quantum Inf. 2021, doi 10.1038/s41534-021-00400-7).
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class Fibre:
         if request.keys() & known:
             eve = make_eve(request)
             if not acts_on(eve, self._preset.optics):
-                raise LinkError(f"{eve.name} needs weak pulses; on a link of pairs Eve can intercept-resend, or blind")
+                raise LinkError(f"{eve.name} needs weak pulses; on a link of pairs Eve may intercept-resend or blind")
             self._eve = eve
             log.info("Eve", attack=self._eve.name, fraction=self._eve.fraction)
         if "weather" in request:

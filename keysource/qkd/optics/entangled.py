@@ -248,7 +248,7 @@ def _photons(
     at = ANGLES[seeds[0].angles(positions)], ANGLES[seeds[1].angles(positions)]
     intercepted = eve.fraction if isinstance(eve, InterceptResend) else 0.0
     there = at_bob(link, (first, second), at, intercepted, nature)
-    eta_a, eta_b = (eta * _passing(seed, positions) for eta, seed in zip((link.eta_a, link.eta_b), seeds, strict=True))
+    eta_a, eta_b = link.eta_a * _passing(seeds[0], positions), link.eta_b * _passing(seeds[1], positions)
     here = np.stack([nature.binomial(number, eta_a) > 0 for number in (first, second)])
     return here, np.stack([nature.binomial(number, eta_b) > 0 for number in there])
 

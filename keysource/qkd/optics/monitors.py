@@ -1,11 +1,11 @@
-"""A receiver's guards against bright light: an average photocurrent, and gates with an attenuator at random.  On a link
-of pairs both sites have them.
+"""A receiver's guards against bright light: an average photocurrent, and gates with an attenuator at random.  On a
+link of pairs both sites have them.
 
 Neither is part of any proof; each is a patch against attacks that are known.  A monitor says only what its physics
 says (``optics.blinding`` lists which attack it misses).
 
 *photocurrent*: the mean current through both diodes over a block; an avalanche moves about 10^6 electrons.
-*efficiency*: in 5 % of the gates, from the site's own seed, an attenuator takes the detectors' efficiency down to 70 %.
+*efficiency*: in 5 % of the gates, from the site's own seed, an attenuator takes the efficiency down to 70 %.
 An honest link then clicks there in the share :func:`expected_share`; the count over a block is binomial.
 """
 

@@ -1,8 +1,8 @@
 """Blinding on a link of pairs: both sites' detectors are under bright light, and the source is Eve's.
 
-For every pulse that shall click she chooses what each site should measure, and both bits, as an honest pair would have
-shown them: with its errors, and for E91 with the correlations that violate Bell's inequality (Gerhardt et al., Phys.
-Rev. Lett. 107, 170404, 2011).  A faked state clicks at a site that chose what she chose, and is silent else.  So each
+For every pulse that shall click she chooses what each site should measure, and both bits, as an honest pair would
+have shown them: with its errors, and for E91 with the correlations that violate Bell's inequality (Gerhardt et al., PRL
+107, 170404, 2011).  A faked state clicks at a site that chose what she chose, and is silent else.  So each
 of the c combinations of settings is there as often as on the honest link if she sends c times its coincidences; what
 one site should see alone is added.  Errors, coincidences and S are what they were, and the key is hers.
 """
@@ -71,9 +71,8 @@ def _rates(optics: PairOptics, kinds: tuple[int, int]) -> list[float]:
     """Faked states per pulse: for both sites, for Alice alone, for Bob alone.  One for both clicks at a site with
     probability 1 / kinds."""
     joint = optics.ready_gain() * kinds[0] * kinds[1]
-    alone = [
-        max(0.0, count * lit - joint) for count, lit in zip(kinds, (optics.lit(1.0, 0), optics.lit(1.0, 1)), strict=True)
-    ]
+    lit = optics.lit(1.0, 0), optics.lit(1.0, 1)
+    alone = [max(0.0, count * share - joint) for count, share in zip(kinds, lit, strict=True)]
     return [joint, *alone]
 
 

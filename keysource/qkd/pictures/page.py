@@ -45,12 +45,13 @@ def _eve(facts: Mapping[str, Any]) -> str:
     pns, beam = facts["photon-number-splitting"], facts["beam-splitting"]
     share = f"{100 * pns['held'] / pns['sifted']:.1f} %"
     cut = beam["cut_short"]
-    short = f"{cut['determined_at_least']:,} or more of {cut['final_bits']:,} had it been hashed as if no light leaked"
+    short = f"{cut['determined_at_least']:,} or more of {cut['final_bits']:,} if hashed as though no light leaked"
     caught = "fits | nothing where it fires, else **all** | **all of it** where nothing fires"
     rows = (
         "| attack | errors | gains | monitors | tag | delivered | of the final key she has |",
         "|---|---|---|---|---|---|---|",
-        "| `intercept-resend`, fraction p | + p/4 | as before | silent | fits | nothing beyond the QBER limit | 0 bits |",
+        "| `intercept-resend`, fraction p | + p/4 | as before | silent | fits | nothing beyond the QBER limit"
+        " | 0 bits |",
         "| `photon-number-splitting` | as before | signal up, decoy down: single-photon bound fails | silent | fits"
         f" | nothing | 0; she held {share} of the sifted bits at 17 dB, so without decoys nearly all |",
         "| `beam-splitting` | as before | as before | silent | fits | **all: nothing fires**"

@@ -39,8 +39,8 @@ def sifted_per_pulse(optics: Optics, *, as_published: bool = False) -> float:
 
 
 def delivering_finite(optics: AnyOptics, n_z: float, security: Security, f: float = 1.16) -> float:
-    """Secret bits per pulse under the proof that delivers keys over a link with this source, error correction at f times
-    Shannon's limit."""
+    """Secret bits per pulse under the proof that delivers keys over a link with this source, error correction at f
+    times Shannon's limit."""
     n_x = n_z * ((1.0 - optics.p_z) / optics.p_z) ** 2
     found = judge(optics.source, optics.expected(n_z, n_x), security)
     leak = f * n_z * binary_entropy(optics.mean_qber())

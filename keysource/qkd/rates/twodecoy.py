@@ -6,17 +6,17 @@ deviation in every count; unlike one decoy they need no errors of the key basis.
 
 The error budget.  Write e = eps_sec / :data:`TERMS`.  A key of l bits is 2 s + v secret (leftover hashing), where s
 smooths the min-entropy of the corrected key and v <= e is what hashing to l <= H - 2 log2(1 / (2 e)) leaves.  The key
-consists of the bits of single photons and the others; one chain rule takes the others off, of which nothing is claimed,
-neither of several photons nor of none::
+consists of the bits of single photons and the others; one chain rule takes the others off, of which nothing is
+claimed, neither of several photons nor of none::
 
     H_s(key) >= H_a(singles) - log2(2 / b^2),   s = a + b,   a = b = e
 
-The singles have s_z1 (1 - h(phi)) bits by the uncertainty relation, smoothed by a: their phase errors in Z lie above phi
-with probability a^2 at most, and in Serfling's bound ln(1 / a^2) = 2 ln(1 / e) makes :func:`~.finite.gamma_serfling`.
-Both costs together are 4 log2(1 / e) - 1 = 4 log2(1 / (e 2^(1/4))): :func:`constant_cost`.  All this holds where the
+The singles have s_z1 (1 - h(phi)) bits by the uncertainty relation, smoothed by a: their phase errors in Z lie above
+phi with probability a^2 at most, and in Serfling's bound ln(1 / a^2) = 2 ln(1 / e) makes
+:func:`~.finite.gamma_serfling`.  Both costs together are 4 log2(1 / e) - 1 = 4 log2(1 / (e 2^(1/4))): :func:`constant_cost`.  All this holds where the
 decoy bounds do, and they fail where one of the deviations they are built of does, each with probability e.
-:data:`COUNTED` names every term: 17, and 19 for who prefers the chain rule's other order, in which a counts twice.  The
-budget is cut into 21, as Lim 2014 needs them for a second chain rule (a claim on vacuum events): the safe side.
+:data:`COUNTED` names every term: 17, and 19 for who prefers the chain rule's other order, in which a counts twice.
+The budget is cut into 21, as Lim 2014 needs them for a second chain rule (a claim on vacuum events): the safe side.
 """
 
 from __future__ import annotations
