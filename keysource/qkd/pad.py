@@ -13,8 +13,8 @@ restored from a backup is told so, and refuses.
 
 A link whose ends know each other's identities needs no courier (``auth_bootstrap = "signature"``): its pad file is
 the head alone (``engine.introduce``), and its blocks are *signed* until the first block under a ticket has passed,
-which proves that both ends have the tickets of an earlier one.  From then on nothing is signed any more, whatever happens,
-until an operator says so at both ends (``qvpn-qkd reseed``).
+which proves that both ends have the tickets of an earlier one.  From then on nothing is signed any more, whatever
+happens, until an operator says so at both ends (``qvpn-qkd reseed``).
 """
 
 from __future__ import annotations

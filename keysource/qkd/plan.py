@@ -2,10 +2,10 @@
 
 The delivering proof is a fixed-length one: the length must not depend on what the block shows.  So a block is
 accepted if its statistics lie in a set that was fixed before, and the length is at most the smallest that the proof
-allows anywhere in the set.  The set here: *bounds that prove as much as the length wants* (and each bound by itself within
-:data:`FLOOR_MARGIN`).  The length is what the link's closed form expects less a margin for chance; a block whose
-bounds prove less gives nothing, one whose bounds prove more gives no bit more.  All statistics that the set speaks of
-are announced and authenticated.  Both ends work the plan out by themselves and compare its digest.
+allows anywhere in the set.  The set here: *bounds that prove as much as the length wants* (and each bound by itself
+within :data:`FLOOR_MARGIN`).  The length is what the link's closed form expects less a margin for chance; a block
+whose bounds prove less gives nothing, one whose bounds prove more gives no bit more.  All statistics that the set
+speaks of are announced and authenticated.  Both ends work the plan out by themselves and compare its digest.
 
 That the set is one condition on what both bounds prove together, and not a threshold for each, costs nothing in the
 proof, which only wants it fixed beforehand, and saves key: both bounds are rarely at their worst at once.

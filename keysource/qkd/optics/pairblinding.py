@@ -1,8 +1,8 @@
 """Blinding on a link of pairs: both sites' detectors are under bright light, and the source is Eve's.
 
 For every pulse that shall click she chooses what each site should measure, and both bits, as an honest pair would
-have shown them: with its errors, and for E91 with the correlations that violate Bell's inequality (Gerhardt et al., PRL
-107, 170404, 2011).  A faked state clicks at a site that chose what she chose, and is silent else.  So each
+have shown them: with its errors, and for E91 with the correlations that violate Bell's inequality (Gerhardt et al.,
+PRL 107, 170404, 2011).  A faked state clicks at a site that chose what she chose, and is silent else.  So each
 of the c combinations of settings is there as often as on the honest link if she sends c times its coincidences; what
 one site should see alone is added.  Errors, coincidences and S are what they were, and the key is hers.
 """

@@ -13,8 +13,9 @@ claimed, neither of several photons nor of none::
 
 The singles have s_z1 (1 - h(phi)) bits by the uncertainty relation, smoothed by a: their phase errors in Z lie above
 phi with probability a^2 at most, and in Serfling's bound ln(1 / a^2) = 2 ln(1 / e) makes
-:func:`~.finite.gamma_serfling`.  Both costs together are 4 log2(1 / e) - 1 = 4 log2(1 / (e 2^(1/4))): :func:`constant_cost`.  All this holds where the
-decoy bounds do, and they fail where one of the deviations they are built of does, each with probability e.
+:func:`~.finite.gamma_serfling`.  Both costs together are 4 log2(1 / e) - 1 = 4 log2(1 / (e 2^(1/4))):
+:func:`constant_cost`.  All this holds where the decoy bounds do, and they fail where one of the deviations they are
+built of does, each with probability e.
 :data:`COUNTED` names every term: 17, and 19 for who prefers the chain rule's other order, in which a counts twice.
 The budget is cut into 21, as Lim 2014 needs them for a second chain rule (a claim on vacuum events): the safe side.
 """
