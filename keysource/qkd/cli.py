@@ -34,6 +34,7 @@ from keysource.qkd.presets import PRESETS
 from keysource.qkd.ratecli import rate, repeater
 from keysource.qkd.records import ASSUMPTIONS
 from keysource.qkd.simulate import simulate
+from keysource.qkd.tapcli import meddle, tap
 from keysource.settings import Address
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -41,6 +42,8 @@ app.command()(rate)
 app.command()(repeater)
 app.command()(simulate)
 app.command()(attack)
+app.command()(tap)
+app.command()(meddle)
 app.command()(plots)
 app.command()(bench)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The configuration of one end or the fibre, TOML.")]
