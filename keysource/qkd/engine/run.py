@@ -67,9 +67,9 @@ async def _end(config: EndConfig) -> None:
     )
     if signers is not None:
         log.warning("authenticity", rests_on=link.authenticity)
-    if config.records is not None:
-        for sentence in ASSUMPTIONS:
-            log.warning("assumed of the device, checked by nothing", assumption=sentence)
+    say = log.info if config.records is None else log.warning
+    for sentence in ASSUMPTIONS:
+        say("assumed of the devices, checked by nothing", assumption=sentence)
     try:
         async with asyncio.TaskGroup() as group:
             if config.spawn_fibre:
