@@ -264,7 +264,7 @@ def test_an_end_signs_no_tag_of_the_other() -> None:
     with pytest.raises(LinkError, match="its own"):
         ticket.tag(0, Transcript())
     assert not ticket.fits(1, Transcript(), ticket.tag(1, Transcript())) and not ticket.fits(3, Transcript(), b"")
-    assert "SignedTicket()" == repr(ticket)
+    assert repr(ticket) == "SignedTicket()"
 
 
 # The pad

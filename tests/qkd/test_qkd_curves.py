@@ -355,7 +355,7 @@ def test_every_finite_curve_stays_below_the_infinite_one_with_the_same_settings(
 def test_every_protocol_has_its_curves(link: str, proof: str) -> None:
     """The proof that delivers comes first; at the preset's distance it is what ``rates.proofs`` says."""
     answer = json.loads(run_rate("--link", link, "--from", "10", "--to", "20", "--step", "10", "--json").stdout)
-    assert list(answer["rates"])[0] == proof and "plob" in answer["rates"]
+    assert next(iter(answer["rates"])) == proof and "plob" in answer["rates"]
     optics = PRESETS[link].optics
     km = optics.km_a + optics.km_b if isinstance(optics, PairOptics) else optics.distance_km
     (row,) = [row for row in answer["rates"][proof] if row["km"] == km]

@@ -224,8 +224,11 @@ def test_bright_light_at_either_end_of_a_link_of_pairs_ends_the_block_before_a_b
     assert passed(quiet)
 
 
-PAIR_TRUTH = {(mode, guard): guard == "both" or guard == {"cw": "photocurrent", "pulsed": "efficiency"}[mode]
-              for mode in ("cw", "pulsed") for guard in MONITORS}
+PAIR_TRUTH = {
+    (mode, guard): guard == "both" or guard == {"cw": "photocurrent", "pulsed": "efficiency"}[mode]
+    for mode in ("cw", "pulsed")
+    for guard in MONITORS
+}
 TESTED = terms_of(BBM, 1_700_000, tests=True)
 
 

@@ -56,8 +56,7 @@ def _eve(facts: Mapping[str, Any]) -> str:
         f" | nothing | 0; she held {share} of the sifted bits at 17 dB, so without decoys nearly all |",
         "| `beam-splitting` | as before | as before | silent | fits | **all: nothing fires**"
         f" | {beam['determined']} of {beam['final_bits']:,} by rank; {short} |",
-        "| `blinding --mode cw` | as before | as before | `photocurrent` fires, `efficiency` does not"
-        f" | {caught} |",
+        f"| `blinding --mode cw` | as before | as before | `photocurrent` fires, `efficiency` does not | {caught} |",
         "| `blinding --mode pulsed` | as before | as before | `efficiency` fires, `photocurrent` does not"
         f" | {caught} |",
         "| `man-in-the-middle` | – | – | – | fails | nothing of that block | – |",
