@@ -9,7 +9,7 @@ import numpy as np
 from keysource.qkd.distill.party import Terms
 from keysource.qkd.duet import play
 from keysource.qkd.optics.model import Optics
-from keysource.qkd.plan import make_plan
+from keysource.qkd.plan import Plan, make_plan
 from keysource.qkd.rates.entropy import binary_entropy
 from keysource.qkd.rates.finite import Decoy, Security
 from keysource.qkd.rates.proofs import judge, secret_bits
@@ -23,9 +23,8 @@ FORMULA_F = 1.027
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """``share``: length x acceptance over the length of the formula at the plan's sizes.  The detections that no plan
-    counts on (5 % kept for efficiency tests, five standard deviations) are in neither: of the formula for everything
-    that N pulses sift, it is 6 to 7 % less."""
+    """``formula``: for everything that the N pulses of the block sift on average; ``planned``: for the plan's sizes,
+    which are five standard deviations less."""
 
     km: float
     key_bits: int
@@ -33,21 +32,39 @@ class Accepted:
     accepted: int
     blocks: int
     formula: int
+    planned: int
 
     @property
     def share(self) -> float:
+        """Length x acceptance over the length of the formula."""
         return self.length * self.accepted / self.blocks / self.formula
 
 
-def acceptance(km: float, blocks: int) -> Accepted:
-    """Both ends of each block, in this process.  The formula has the same block size and the expected statistics, no
+def acceptance(km: float, blocks: int, nature: np.random.Generator | None = None) -> Accepted:
+    """Both ends of each block, in this process.  The formula has the same pulses and the expected statistics, no
     margins, and error correction at :data:`FORMULA_F`, with Bob's parities counted as Alice's are."""
-    optics, security = replace(GOOD, distance_km=km), Security()
-    pulses = round(1.06 * BLOCK / optics.sifted()[0])
-    plan = make_plan(optics, pulses, security, "optimised")
-    terms = Terms(plan, optics.source, optics.p_z, security)
-    reasons = [play(terms, optics, np.random.default_rng())[0].reason for _ in range(blocks)]
-    leak = 2.0 * FORMULA_F * plan.n_z * binary_entropy(plan.expected_qber)
-    expected = judge(optics.source, optics.expected(plan.n_z, plan.n_x), security)
-    formula = secret_bits(optics.source, expected, leak, security)
-    return Accepted(km, plan.n_z, plan.length, sum(reason is None for reason in reasons), blocks, formula)
+    optics, plan, formula = _planned(km)
+    terms, dice = Terms(plan, optics.source, optics.p_z, Security()), nature or np.random.default_rng()
+    reasons = [play(terms, optics, dice)[0].reason for _ in range(blocks)]
+    passed = sum(reason is None for reason in reasons)
+    return Accepted(km, plan.n_z, plan.length, passed, blocks, formula, _formula(optics, plan.n_z, plan.n_x))
+
+
+def planned_share(km: float) -> float:
+    """Length over formula, where every block passes."""
+    _optics, plan, formula = _planned(km)
+    return plan.length / formula
+
+
+def _planned(km: float) -> tuple[Optics, Plan, int]:
+    """(link, plan of its blocks, formula for all that they sift)."""
+    optics = replace(GOOD, distance_km=km)
+    pulses = round(1.01 * BLOCK / optics.sifted()[0])
+    n_z, n_x = (pulses * share for share in optics.sifted())
+    return optics, make_plan(optics, pulses, Security(), "optimised"), _formula(optics, n_z, n_x)
+
+
+def _formula(optics: Optics, n_z: float, n_x: float) -> int:
+    security = Security()
+    leak = 2.0 * FORMULA_F * n_z * binary_entropy(optics.mean_qber())
+    return secret_bits(optics.source, judge(optics.source, optics.expected(n_z, n_x), security), leak, security)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -20,15 +21,20 @@ from keysource.errors import KeySourceError
 from keysource.qkd.attackcli import attack
 from keysource.qkd.bench.command import bench
 from keysource.qkd.config import EndConfig, FibreConfig, load
+from keysource.qkd.distill.mac import TICKET_BYTES
 from keysource.qkd.engine.control import ask
 from keysource.qkd.errors import LinkSettings
+from keysource.qkd.files import lock_folder
+from keysource.qkd.identity import load_signers
 from keysource.qkd.optics.attacks import ATTACKS
 from keysource.qkd.optics.weather import WEATHERS
+from keysource.qkd.pad import LinkState
 from keysource.qkd.plotscli import plots
 from keysource.qkd.presets import PRESETS
 from keysource.qkd.ratecli import rate, repeater
 from keysource.qkd.records import ASSUMPTIONS
 from keysource.qkd.simulate import simulate
+from keysource.qkd.tapcli import meddle, tap
 from keysource.settings import Address
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -36,6 +42,8 @@ app.command()(rate)
 app.command()(repeater)
 app.command()(simulate)
 app.command()(attack)
+app.command()(tap)
+app.command()(meddle)
 app.command()(plots)
 app.command()(bench)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The configuration of one end or the fibre, TOML.")]
@@ -87,7 +95,16 @@ def check(file: File) -> None:
     """Read the configuration, start nothing."""
     config = load(file)
     preset = PRESETS[config.preset]
-    plan = preset.plan()
+    plan = preset.plan(tests=isinstance(config, EndConfig) and config.tests)
+    if isinstance(config, EndConfig) and config.identities is not None:
+        signers = load_signers(config.end, str(config.name), *config.identities)
+        print(f"this end's identity   {signers.me.public.readable}")
+        print(f"the other end's      {signers.peer.readable}")
+        print("no couriered key: the first block's authenticity is computational (Ed25519 and ML-DSA-65)")
+    if isinstance(config, EndConfig) and config.identities is None and config.auth_key.exists():
+        bits, net = 8 * config.auth_key.stat().st_size, plan.length - 8 * TICKET_BYTES
+        hours = bits / max(1, net) * preset.block_seconds / 3600.0
+        print(f"the couriered pad of {bits} bits is paid back after {hours:.1f} hours of the link")
     print(f"{file}: no mistake; {preset.about}: {plan.length} bits from each block of {plan.pulses} pulses")
 
 
@@ -145,6 +162,24 @@ def status(file: File, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def reseed(file: File) -> None:
+    """Let a stopped end whose one-time key is used up sign its next block again; do it at both ends.
+
+    Only with auth_bootstrap = "signature".  Until that block has passed, authenticity is computational again.
+    """
+    config = load(file)
+    if not isinstance(config, EndConfig) or config.identities is None:
+        _fail(f'{file}: no end with auth_bootstrap = "signature"', 2)
+    load_signers(config.end, str(config.name), *config.identities)
+    descriptor = lock_folder(config.state)
+    try:
+        LinkState(config.state, config.auth_key, config.name, config.end.value, signed=True).reseed()
+    finally:
+        os.close(descriptor)
+    print(f"{file}: the next block will be signed (computational); do the same at the other end")
+
+
+@app.command()
 def record(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Gets alice/N.settings and bob/N.detections.")],
     preset: Annotated[str, typer.Option(help="See qvpn-qkd presets.")] = "demo",
@@ -186,15 +221,19 @@ def pair(
     preset: Annotated[str, typer.Option(help="See qvpn-qkd presets.")] = "demo",
     pace: Annotated[Literal["realtime", "fast"], typer.Option(help="How fast pulses fly.")] = "realtime",
     owner: Annotated[Owner, typer.Option(help="Who issues keys.")] = Owner.ALTERNATE,
+    bootstrap: Annotated[
+        Literal["psk", "signature"],
+        typer.Option(help="Of authentication: a pad to carry, or identities that sign the first block."),
+    ] = "psk",
 ) -> None:
-    """Write configurations and the authentication pad of a new link."""
+    """Write configurations and the authentication pad (or identities) of a new link."""
     from keysource.qkd.pair import PairPlan, write_pair
 
     if preset not in PRESETS:
         _fail(f"--preset {preset}: none of {', '.join(PRESETS)}", 2)
     classical = Address(left_host.strip("[]"), port)
     fibre = Address((fibre_host or left_host).strip("[]"), port + 1)
-    plan = PairPlan(classical, fibre, name, left, right, preset, pace, owner, fibre_host is not None)
+    plan = PairPlan(classical, fibre, name, left, right, preset, pace, owner, fibre_host is not None, bootstrap)
     for file in write_pair(folder, plan):
         print(f"qvpn-qkd run {file}")
 

@@ -15,11 +15,20 @@
     pace = "realtime"                 # realtime: pulses take as long as on the real link; fast: as quick as we can;
                                       # left with spawn_fibre, or fibre: the other end learns it from the fibre
     owner = "alternate"               # alternate | a | b: who issues keys; both ends the same
-    auth_key = "auth.pad"             # the pad file, 0600; each end its own copy
+    auth_bootstrap = "psk"            # psk: a pad that somebody carried to both ends; signature: none, and blocks
+                                      # are signed until the link has made one-time key.  Both ends the same
+    auth_key = "auth.pad"             # psk only: the pad file, 0600; each end its own copy
+    identity = "identity.pem"         # signature only: this end's key file, 0600 (qvpn genkey); and `name`, see above
+    peer_identity = "peer.pub"        # signature only: the other end's public keys (qvpn pubkey)
     state = "state"                   # folder, 0700; never restore it from a backup
     socket = "device.sock"            # the device socket
-    monitor = "photocurrent"          # right only: none | photocurrent | efficiency | both; guards of Bob's detectors
+    monitor = "photocurrent"          # none | photocurrent | efficiency | both: guards of the detectors.  Gates that
+                                      # test the efficiency are in the plan of a block: both ends say so, or none.
+                                      # Alice has detectors on a link of pairs only, and guards them then
     error_limit = 1e-3                # the link stops before the errors of all its blocks together pass this
+    qrng = "/dev/qrng0"              # a quantum random number generator to mix in: device, FIFO or socket
+    qrng_entropy = 4.0                # with qrng: min-entropy in bits that its maker claims of a raw byte
+    test_seed = "any words"           # for tests: choices repeat, and no key is delivered; both ends
     front_end = "fibre"               # fibre | recorded | live: where settings and detections come from
     records = "runs"                  # recorded: folder; live: the device's socket (engine.frontends)
     control = "eve.sock"              # left with spawn_fibre, or fibre: where Eve is switched; default in `state`
@@ -39,7 +48,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from keysource.base import End, Owner
 from keysource.qkd.errors import LinkSettings
-from keysource.qkd.optics.entangled import PairOptics
 from keysource.qkd.optics.monitors import Monitor
 from keysource.qkd.presets import PRESETS, variant
 from keysource.qkd.rates.proofs import Protocol
@@ -58,10 +66,11 @@ PresetName = Annotated[str, AfterValidator(_preset)]
 LinkName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Pace = Literal["realtime", "fast"]
 FrontEndName = Literal["fibre", "recorded", "live"]
+Bootstrap = Literal["psk", "signature"]
 
 
 _OF_OWN_FIBRE = ("pace", "control")
-_NOT_OF_LEFT = ("peer", "monitor")
+_NOT_OF_LEFT = ("peer",)
 _NOT_OF_RIGHT = ("listen", "spawn_fibre", *_OF_OWN_FIBRE)
 
 
@@ -86,7 +95,10 @@ class EndSettings(_Table):
     protocol: Protocol | None = None
     pace: Pace = "realtime"
     owner: Owner = Owner.ALTERNATE
-    auth_key: str
+    auth_bootstrap: Bootstrap = "psk"
+    auth_key: str | None = None
+    identity: str | None = None
+    peer_identity: str | None = None
     state: str
     socket: str
     control: str | None = None
@@ -94,6 +106,9 @@ class EndSettings(_Table):
     front_end: FrontEndName = "fibre"
     records: str | None = None
     error_limit: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-3
+    qrng: str | None = None
+    qrng_entropy: Annotated[float, Field(gt=0.0, le=8.0)] | None = None
+    test_seed: Annotated[str, Field(min_length=1)] | None = None
 
 
 class FibreSettings(_Table):
@@ -131,6 +146,18 @@ class EndConfig:
     records: Path | None = None
     """Set where ``front_end`` is not the fibre."""
     error_limit: float = 1e-3
+    identities: tuple[Path, Path] | None = None
+    """(ours, private; the other end's, public) where the first block is signed; ``auth_key`` is then made here."""
+
+    qrng: tuple[Path, float] | None = None
+    """(generator, min-entropy of its samples in bits)."""
+    test_seed: str | None = None
+    """Set in the deterministic test mode."""
+
+    @property
+    def tests(self) -> bool:
+        """Do some of Bob's gates test the efficiency of his detectors (with pairs some of Alice's, too)?"""
+        return self.monitor in ("efficiency", "both")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +211,8 @@ def _resolve(table: EndSettings, path: Path, base: Path) -> EndConfig:
     if device != (table.records is not None):
         need = f'front_end "{table.front_end}" ' + ("needs it" if device else "has no records")
         raise LinkSettings(f'{path}: top level, key "records": {need}')
+    auth_key, identities = _authentication(table, path, base)
     classical, preset = Address.parse(given), _variant(table, path)
-    if isinstance(PRESETS[preset].optics, PairOptics) and table.monitor in ("efficiency", "both"):
-        raise LinkSettings(
-            f'{path}: top level, key "monitor": a link of pairs has no "{table.monitor}", only photocurrent'
-        )
     state = base / table.state
     return EndConfig(
         end=End.A if left else End.B,
@@ -199,15 +223,47 @@ def _resolve(table: EndSettings, path: Path, base: Path) -> EndConfig:
         preset=preset,
         pace=table.pace,
         owner=table.owner,
-        auth_key=base / table.auth_key,
+        auth_key=auth_key,
+        identities=identities,
         state=state,
         socket=base / table.socket,
         control=base / table.control if table.control else _short(state / "eve.sock"),
         monitor=table.monitor,
         front_end=table.front_end,
         error_limit=table.error_limit,
+        qrng=_qrng(table, path, base),
+        test_seed=table.test_seed,
         records=None if table.records is None else base / table.records,
     )
+
+
+def _qrng(table: EndSettings, path: Path, base: Path) -> tuple[Path, float] | None:
+    if (table.qrng is None) != (table.qrng_entropy is None):
+        raise LinkSettings(f'{path}: top level, key "qrng_entropy": belongs to qrng, and qrng needs it')
+    if table.qrng is not None and table.test_seed is not None:
+        raise LinkSettings(f'{path}: top level, key "test_seed": has no place beside qrng')
+    return None if table.qrng is None or table.qrng_entropy is None else (base / table.qrng, table.qrng_entropy)
+
+
+def _authentication(table: EndSettings, path: Path, base: Path) -> tuple[Path, tuple[Path, Path] | None]:
+    """(pad file, key files where there is no couriered pad)."""
+    signed = table.auth_bootstrap == "signature"
+    for key, wanted in (("auth_key", not signed), ("identity", signed), ("peer_identity", signed), ("name", signed)):
+        if wanted and getattr(table, key) is None:
+            need = f'is required with auth_bootstrap = "{table.auth_bootstrap}"'
+            raise LinkSettings(f'{path}: top level, key "{key}": {need}')
+        if not wanted and key != "name" and getattr(table, key) is not None:
+            raise LinkSettings(
+                f'{path}: top level, key "{key}": has no place beside auth_bootstrap = "{table.auth_bootstrap}"'
+            )
+    if not signed:
+        return base / str(table.auth_key), None
+    if table.role in ("left", "alice") and not table.spawn_fibre and table.front_end == "fibre":
+        raise LinkSettings(
+            f'{path}: top level, key "spawn_fibre": a fibre of its own has its key from a couriered pad;'
+            ' with auth_bootstrap = "signature" it is a child of the left end'
+        )
+    return base / table.state / "head", (base / str(table.identity), base / str(table.peer_identity))
 
 
 def _variant(table: EndSettings | FibreSettings, path: Path) -> str:

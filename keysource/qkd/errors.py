@@ -11,6 +11,7 @@
         ├── PeerLost           connection gone or silent
         └── Fatal              the process must end: nothing here heals by itself
             ├── PadEmpty       no authentication key is left
+            ├── BadRandomness  the random number generator failed its health test, or is gone
             ├── StateLost      the state cannot be written
             └── RolledBackLink our state is older than what the peer has seen of it
 """
@@ -54,6 +55,10 @@ class StateLost(Fatal):
 
 class PadEmpty(Fatal):
     """The pre-shared pad is used up."""
+
+
+class BadRandomness(Fatal):
+    """A generator that is broken chooses nothing for this link."""
 
 
 class RolledBackLink(Fatal):

@@ -30,6 +30,8 @@ from keysource.qkd.errors import LinkError
 from keysource.qkd.optics.eve import Notes
 from keysource.qkd.optics.monitors import Monitor
 from keysource.qkd.pair import PairPlan, write_pair
+from keysource.qkd.plan import Plan
+from keysource.qkd.presets import PRESETS
 from keysource.qkd.wiretap import Wiretap
 
 _POLL = 0.05
@@ -100,6 +102,14 @@ class Lab:
         self._next = 0
         self._early: dict[str, dict[int, dict[str, Any]]] = {"alice": {}, "bob": {}}
 
+    @property
+    def tests(self) -> bool:
+        return self._monitor in ("efficiency", "both")
+
+    def plan(self) -> Plan:
+        """As both ends have it."""
+        return PRESETS[self.preset].plan(tests=self.tests)
+
     async def __aenter__(self) -> Lab:
         try:
             await self._start()
@@ -124,8 +134,9 @@ class Lab:
             text = f"{file.read_text()}error_limit = {self._limit!r}\n"
             if self._live:
                 text += f'front_end = "live"\nrecords = "{self.LIGHT}"\n'
-            if file.parent.name == "bob":
+            if file.parent.name == "bob" or self.tests:  # tests are in the plan: both ends must say so
                 text += f'monitor = "{self._monitor}"\n'
+            if file.parent.name == "bob":
                 text = text.replace(str(plan.classical), f"127.0.0.1:{front}") if self._tapped else text
             file.write_text(text)
         if self._tapped:

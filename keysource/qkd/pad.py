@@ -10,6 +10,11 @@ A ticket is numbered: ``i`` is the i-th of the file, ``2^62 + 4 block + j`` the 
 spent on disk (fsync) before its number is sent.  After a reconnect both ends keep only what neither has spent and
 both have.  ``spent`` counts for ever; each end remembers how far it has seen the other, so an end whose state was
 restored from a backup is told so, and refuses.
+
+A link whose ends know each other's identities needs no courier (``auth_bootstrap = "signature"``): its pad file is
+the head alone (``engine.introduce``), and its blocks are *signed* until the first block under a ticket has passed,
+which proves that both ends have the tickets of an earlier one.  From then on nothing is signed any more, whatever
+happens, until an operator says so at both ends (``qvpn-qkd reseed``).
 """
 
 from __future__ import annotations
@@ -33,7 +38,12 @@ DEFAULT_PAD_BYTES = 1024 * 1024
 REFILL_TARGET = 32
 """Below so many refill tickets a block gives two, else one."""
 REFILL_BASE = 1 << 62
+SIGNED = 1 << 63
+"""In the place of a ticket's number: the block is authenticated by signatures."""
+FIRST_REFILLS = 4
+"""Tickets that a signed block gives, where it has as many."""
 _STATE = "link.json"
+_NUMBERS = ("spent", "seen", "base_next", "next_block", "acked")
 _VERSION = 1
 
 
@@ -56,16 +66,15 @@ class Claims:
     @classmethod
     def from_untrusted(cls, raw: object) -> Claims:
         """Raises :class:`BadFrame`."""
-        names = ("spent", "seen", "base_next", "next_block", "acked")
-        if not isinstance(raw, dict) or set(raw) != {*names, "refills", "held"}:
+        if not isinstance(raw, dict) or set(raw) != {*_NUMBERS, "refills", "held"}:
             raise BadFrame("claims with other fields")
         lists = (raw["refills"], raw["held"])
         if not all(isinstance(each, list) and len(each) <= 4096 for each in lists):
             raise BadFrame("claims with something else than lists")
-        numbers = [*(raw[name] for name in names), *raw["refills"], *raw["held"]]
+        numbers = [*(raw[name] for name in _NUMBERS), *raw["refills"], *raw["held"]]
         if not all(type(n) is int and -1 <= n < 1 << 64 for n in numbers):
             raise BadFrame("claims with something else than numbers")
-        plain = {name: raw[name] for name in names}
+        plain = {name: raw[name] for name in _NUMBERS}
         return cls(**plain, refills=frozenset(raw["refills"]), held=frozenset(raw["held"]))
 
 
@@ -76,25 +85,30 @@ class _State:
     base_next: int = 0
     next_block: int = 0
     acked: int = -1
+    signed: int = 0
+    """Blocks under signatures that have passed."""
+    unproven: bool = False
+    """May blocks be signed where no ticket is left?"""
     refills: dict[int, bytes] = field(default_factory=dict, repr=False)
 
 
 class LinkState:
     """Pad and block counter of one end.  Methods that change it return after the change is on disk."""
 
-    def __init__(self, folder: Path, pad_file: Path, link: str | None, end: str) -> None:
-        """``link``: its name; None takes one from the pad.
+    def __init__(self, folder: Path, pad_file: Path, link: str | None, end: str, *, signed: bool = False) -> None:
+        """``link``: its name; None takes one from the pad.  ``signed``: the pad file is a head alone.
 
         Raises :class:`LinkSettings` where a file is missing, open to others, too short or of another link.
         """
         self._path = folder / _STATE
-        self._pad_file = pad_file
+        self._pad_file, self._signed = pad_file, signed
         try:
             pad = read_private(pad_file, "the authentication pad")
         except FileNotFoundError:
             raise LinkSettings(f"{pad_file}: there is no authentication pad (qvpn-qkd pair makes it)") from None
-        if len(pad) < HEAD_BYTES + TICKET_BYTES:
-            raise LinkSettings(f"{pad_file}: {len(pad)} bytes are no authentication pad")
+        if len(pad) != HEAD_BYTES if signed else len(pad) < HEAD_BYTES + TICKET_BYTES:
+            what = "secret of a link that signs its first block" if signed else "authentication pad"
+            raise LinkSettings(f"{pad_file}: {len(pad)} bytes are no {what}")
         self._pad = pad
         self.link = link or f"link-{self.link_key(b'name').hex()[:12]}"
         fingerprint = hashlib.sha256(pad).hexdigest()[:32]
@@ -104,6 +118,11 @@ class LinkState:
 
     def __repr__(self) -> str:
         return f"LinkState(spent={self._state.spent}, next_block={self._state.next_block})"
+
+    @property
+    def head(self) -> bytes:
+        """The link key: what a signing Alice gives a Bob who has none."""
+        return self._pad[:HEAD_BYTES]
 
     @property
     def base_tickets(self) -> int:
@@ -126,6 +145,16 @@ class LinkState:
     @property
     def spent(self) -> int:
         return self._state.spent
+
+    @property
+    def signed_blocks(self) -> int:
+        """How many blocks have passed under signatures."""
+        return self._state.signed
+
+    @property
+    def unproven(self) -> bool:
+        """No block under a ticket has passed yet: where none is left, the next block is signed."""
+        return self._state.unproven
 
     def link_key(self, purpose: bytes) -> bytes:
         """32 bytes for one purpose from the head of the pad: computational, never used as pad."""
@@ -154,15 +183,25 @@ class LinkState:
         self._write()
 
     def next_ticket(self) -> int:
-        """The number to spend next: refill first, oldest first.  Raises :class:`PadEmpty`."""
+        """The number to spend next: refill first, oldest first; :data:`SIGNED` where there is none and may be none.
+
+        Raises :class:`PadEmpty`.
+        """
         if self._state.refills:
             return min(self._state.refills)
         if self._state.base_next < self.base_tickets:
             return self._state.base_next
-        raise PadEmpty(f"{self._pad_file}: used up; make a new pad for both ends (qvpn-qkd pair)")
+        if self._state.unproven:
+            return SIGNED
+        cure = "make a new pad for both ends (qvpn-qkd pair)"
+        if self._signed:
+            cure = "let both ends sign again (qvpn-qkd reseed FILE at each)"
+        raise PadEmpty(f"{self._pad_file}: the authentication key is used up; {cure}")
 
-    def refills_wanted(self) -> int:
-        """Tickets that the next block puts back."""
+    def refills_wanted(self, most: int = FIRST_REFILLS) -> int:
+        """Tickets that the next block puts back; a signed one as many as it can, up to ``most``."""
+        if self._state.unproven and self.tickets_left == 0:
+            return min(FIRST_REFILLS, most)
         return 2 if len(self._state.refills) < REFILL_TARGET else 1
 
     def saw(self, peer_spent: int) -> None:
@@ -177,7 +216,7 @@ class LinkState:
             PadEmpty: none is left.
         """
         s = self._state
-        if number != self.next_ticket() or block != s.next_block:
+        if number == SIGNED or number != self.next_ticket() or block != s.next_block:
             raise BadFrame(f"ticket {number} for block {block} is out of step")
         if number in s.refills:
             material = s.refills.pop(number)
@@ -190,10 +229,40 @@ class LinkState:
         self._write()
         return Ticket(number, material)
 
-    def refill(self, block: int, tickets: list[bytes]) -> None:
-        """Put a passed block's tickets into the reserve."""
+    def spend_signed(self, block: int) -> None:
+        """Burn the number of a block that is signed; on disk.
+
+        Raises:
+            BadFrame: the next block is not signed, or has another number.
+            PadEmpty: no ticket is left, and none may be missing any more.
+        """
+        s = self._state
+        if self.next_ticket() != SIGNED or block != s.next_block:
+            raise BadFrame(f"a signed block {block} is out of step")
+        s.spent += 1
+        s.next_block = block + 1
+        self._write()
+
+    def refill(self, block: int, tickets: list[bytes], *, signed: bool = False) -> None:
+        """Put a passed block's tickets into the reserve.  ``signed``: it had no ticket itself; one that had shows
+        that both ends have some, and from now on nothing is signed."""
+        if signed:
+            self._state.signed += 1
+        else:
+            self._state.unproven = False
         for index, material in enumerate(tickets):
             self._state.refills[REFILL_BASE + 4 * block + index] = material
+        self._write()
+
+    def reseed(self) -> None:
+        """Forget all tickets and let blocks be signed again: an operator's decision, at both ends.
+
+        Raises :class:`LinkSettings` on a link with a couriered pad.
+        """
+        if not self._signed:
+            raise LinkSettings(f"{self._pad_file}: a couriered pad; make a new one for both ends (qvpn-qkd pair)")
+        self._state.refills.clear()
+        self._state.unproven = True
         self._write()
 
     def acknowledge(self, block: int) -> None:
@@ -206,19 +275,20 @@ class LinkState:
         try:
             raw = json.loads(read_private(self._path, "the link's state"))
         except FileNotFoundError:
-            return _State()
+            return _State(unproven=self._signed)
         except ValueError:
             raise LinkSettings(f"{self._path}: not the state of a link") from None
         if not isinstance(raw, dict) or {name: raw.get(name) for name in self._identity} != self._identity:
             raise LinkSettings(f"{self._path}: the state of another link, end or pad")
         refills = {int(number): bytes.fromhex(text) for number, text in raw["refills"]}
-        names = ("spent", "seen", "base_next", "next_block", "acked")
-        return _State(**{name: int(raw[name]) for name in names}, refills=refills)
+        numbers = {name: int(raw[name]) for name in _NUMBERS}
+        signed, unproven = int(raw.get("signed", 0)), bool(raw.get("unproven", False))
+        return _State(**numbers, signed=signed, unproven=unproven, refills=refills)
 
     def _write(self) -> None:
         s = self._state
-        names = ("spent", "seen", "base_next", "next_block", "acked")
         refills = [[number, material.hex()] for number, material in s.refills.items()]
+        names = (*_NUMBERS, "signed", "unproven")
         raw = self._identity | {name: getattr(s, name) for name in names} | {"refills": refills}
         try:
             write_private(self._path, json.dumps(raw).encode())

@@ -2,6 +2,10 @@
 
 The pad is made once and copied into both ends' folders; carry the right end's folder over a way that you trust, and
 destroy other copies.
+
+With ``bootstrap = "signature"`` there is no pad: each folder gets an identity and the other end's public keys.
+Better still, each site makes its own identity (``qvpn genkey``) and only the ``.pub`` travels, by a way that nobody
+changes.
 """
 
 from __future__ import annotations
@@ -10,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keysource.base import Owner
-from keysource.qkd.config import Pace
+from keysource.qkd.config import Bootstrap, Pace
 from keysource.qkd.errors import LinkSettings
 from keysource.qkd.files import create_private
+from keysource.qkd.identity import generate
 from keysource.qkd.pad import DEFAULT_PAD_BYTES, link_key, make_pad
 from keysource.settings import Address
 
@@ -31,6 +36,7 @@ class PairPlan:
     pace: Pace = "realtime"
     owner: Owner = Owner.ALTERNATE
     separate_fibre: bool = False
+    bootstrap: Bootstrap = "psk"
     pad_bytes: int = DEFAULT_PAD_BYTES
     file: str = "link.toml"
 
@@ -43,14 +49,17 @@ def write_pair(folder: Path, plan: PairPlan) -> list[Path]:
     Raises:
         LinkSettings: a file exists already, or cannot be written.
     """
+    if plan.bootstrap == "signature" and plan.separate_fibre:
+        raise LinkSettings("a fibre of its own has its key from a couriered pad: it does not go with signatures")
     pad = make_pad(plan.pad_bytes)
+    secrets = _secrets(plan, pad)
     written = []
     try:
-        for site, text in ((plan.left, _left(plan)), (plan.right, _right(plan))):
-            written.append(_write(folder / site, plan.file, text, ("auth.pad", pad)))
+        for site, text, files in zip((plan.left, plan.right), (_left(plan), _right(plan)), secrets, strict=True):
+            written.append(_write(folder / site, plan.file, text, files))
         if plan.separate_fibre:
             key = link_key(pad, b"fibre")
-            written.append(_write(folder / "fibre", plan.file, _fibre(plan), ("fibre.key", key)))
+            written.append(_write(folder / "fibre", plan.file, _fibre(plan), {"fibre.key": key}))
     except FileExistsError as error:
         raise LinkSettings(f"{error.filename}: exists already; nothing is replaced") from None
     except OSError as error:
@@ -58,21 +67,39 @@ def write_pair(folder: Path, plan: PairPlan) -> list[Path]:
     return written
 
 
-def _write(folder: Path, name: str, text: str, secret: tuple[str, bytes]) -> Path:
+def _secrets(plan: PairPlan, pad: bytes) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """What each end's folder gets beside its configuration."""
+    if plan.bootstrap == "psk":
+        return {"auth.pad": pad}, {"auth.pad": pad}
+    left, right = generate(), generate()
+    return (
+        {"identity.pem": left.pem(), "identity.pub": left.public.pem(), "peer.pub": right.public.pem()},
+        {"identity.pem": right.pem(), "identity.pub": right.public.pem(), "peer.pub": left.public.pem()},
+    )
+
+
+def _write(folder: Path, name: str, text: str, files: dict[str, bytes]) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    create_private(folder / secret[0], secret[1])
+    for file, data in files.items():
+        create_private(folder / file, data)
     create_private(folder / name, text.encode())
     return folder / name
 
 
 def _common(plan: PairPlan) -> str:
-    name = f'name = "{plan.name}"\n' if plan.name else ""
+    chosen = plan.name or (f"{plan.left}-{plan.right}" if plan.bootstrap == "signature" else None)
+    name = f'name = "{chosen}"\n' if chosen else ""
     return f'{name}preset = "{plan.preset}"             # the same at both ends and the fibre\n'
 
 
 def _files(plan: PairPlan) -> str:
+    key = 'auth_key = "auth.pad"           # one-time authentication key; both ends have the same file'
+    if plan.bootstrap == "signature":
+        key = """auth_bootstrap = "signature"    # no couriered key: the first block is signed, which is computational
+identity = "identity.pem"       # stays here
+peer_identity = "peer.pub"      # the other end's; compare fingerprints: qvpn-qkd check"""
     return f"""owner = "{plan.owner.value}"
-auth_key = "auth.pad"           # one-time authentication key; both ends have the same file
+{key}
 state = "link-state"            # never restore it from a backup
 socket = "device.sock"          # where the KME or the tunnel gets the keys
 """

@@ -1,8 +1,14 @@
 """Everything about a block that is fixed before its first pulse: sizes, thresholds, leak budget, key length.
 
-The delivering proof is a fixed-length one: the length must not depend on what the block shows.  So the thresholds
-come from the link's closed form with a margin for chance, the length from the thresholds, and a block that misses
-one of them gives nothing.  Both ends work the plan out by themselves and compare its digest.
+The delivering proof is a fixed-length one: the length must not depend on what the block shows.  So a block is
+accepted if its statistics lie in a set that was fixed before, and the length is at most the smallest that the proof
+allows anywhere in the set.  The set here: *bounds that prove as much as the length wants* (and each bound by itself
+within :data:`FLOOR_MARGIN`).  The length is what the link's closed form expects less a margin for chance; a block
+whose bounds prove less gives nothing, one whose bounds prove more gives no bit more.  All statistics that the set
+speaks of are announced and authenticated.  Both ends work the plan out by themselves and compare its digest.
+
+That the set is one condition on what both bounds prove together, and not a threshold for each, costs nothing in the
+proof, which only wants it fixed beforehand, and saves key: both bounds are rarely at their worst at once.
 """
 
 from __future__ import annotations
@@ -28,6 +34,9 @@ SIZE_MARGIN = 5.0
 LEAK_MARGIN = 4.0
 """Standard deviations between the expected errors and those that the leak budget pays for."""
 TEST_MARGIN = 3.5
+"""Standard deviations between the key that an expected block proves and the length: an honest block falls short about
+once in 4,000."""
+FLOOR_MARGIN = 5.0
 """Standard deviations of each bound between what the link's closed form expects and its threshold."""
 
 
@@ -41,7 +50,7 @@ class Plan:
     check_errors: int
     """At most so many errors among the ``n_x`` check bits: beyond, error correction is not even begun."""
     s_z1: float
-    """Single-photon events in the key basis, of pairs all key bits: at least."""
+    """Single-photon events in the key basis, of pairs all key bits: at least; see also :meth:`accepts`."""
     phi: float
     """Phase error ratio: at most."""
     leak_budget: int
@@ -64,24 +73,33 @@ class Plan:
         parts = [asdict(self), asdict(optics), asdict(security), proof_name(optics.source)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def accepts(self, found: Bounds) -> bool:
-        """The statistical test of a corrected block."""
-        return found.s_z1 >= self.s_z1 and found.phi <= self.phi
+    def accepts(self, found: Bounds, source: Source, security: Security) -> bool:
+        """The statistical test of a corrected block: do its bounds prove the length, with the whole leak budget
+        spent?"""
+        if found.s_z1 < self.s_z1 or found.phi > self.phi:
+            return False
+        return secret_bits(source, found, 2.0 * self.leak_budget, security) >= self.length
 
 
-def make_plan(optics: Optics | PairOptics, pulses: int, security: Security, schedule: str) -> Plan:
-    """Work out a plan for blocks of ``pulses`` pulses.
+def make_plan(
+    optics: Optics | PairOptics, pulses: int, security: Security, schedule: str, *, tests: bool = False
+) -> Plan:
+    """Work out a plan for blocks of ``pulses`` pulses.  ``tests``: some of Bob's gates test his detectors, and
+    their clicks are no detections; with pairs some of Alice's, too.
 
     Raises:
         ValueError: no key at this size and loss.
     """
-    tests = 0.0 if isinstance(optics, PairOptics) else TEST_SHARE  # links of pairs have no test of the efficiency
-    n_z, n_x = (_sure_size((1.0 - tests) * pulses * share) for share in optics.sifted())
+    receivers = 2 if isinstance(optics, PairOptics) else 1
+    used = (1.0 - TEST_SHARE) ** receivers if tests else 1.0
+    n_z, n_x = (_sure_size(used * pulses * share) for share in optics.sifted())
     if n_z < 1 or n_x < 1:
         raise ValueError(_NO_KEY)
-    worst = thresholds(optics.source, optics.expected(n_z, n_x), security)
+    expected = optics.expected(n_z, n_x)
+    worst, margin = thresholds(optics.source, expected, security)
     qber = optics.mean_qber()
     budget = leak_budget(n_z, qber, schedule)
+    proved = secret_bits(optics.source, judge(optics.source, expected, security), 2.0 * budget, security)
     return Plan(
         pulses=pulses,
         n_z=n_z,
@@ -91,7 +109,7 @@ def make_plan(optics: Optics | PairOptics, pulses: int, security: Security, sche
         phi=worst.phi,
         leak_budget=budget,
         verify_bits=math.ceil(math.log2(1.0 / security.correctness)),
-        length=secret_bits(optics.source, worst, 2.0 * budget, security),
+        length=max(0, proved - math.ceil(margin)),
         sizes=tuple(block_sizes(n_z, qber, schedule)),
         expected_qber=qber,
     )
@@ -108,17 +126,24 @@ def leak_budget(n_z: int, qber: float, schedule: str) -> int:
     return math.ceil(efficiency * n_z * binary_entropy(unlucky)) + 64
 
 
-def thresholds(source: Source, expected: Counts, security: Security) -> Bounds:
-    """The bounds of an expected block, each :data:`TEST_MARGIN` of its own standard deviations to the bad side."""
+def thresholds(source: Source, expected: Counts, security: Security) -> tuple[Bounds, float]:
+    """(each bound of an expected block :data:`FLOOR_MARGIN` of its own standard deviations to the bad side, bits of
+    key that :data:`TEST_MARGIN` standard deviations of both together are)."""
     mean = judge(source, expected, security)
-    spread = {"s_z1": 0.0, "phi": 0.0}
+    spread = {"s_z1": 0.0, "phi": 0.0, "proved": 0.0}
     for change in _fluctuations(expected):
         more, less = (judge(source, _moved(expected, change, sign), security) for sign in (1.0, -1.0))
-        for name in spread:
-            spread[name] += ((getattr(more, name) - getattr(less, name)) / 2.0) ** 2
-    s_z1 = max(0.0, mean.s_z1 - TEST_MARGIN * math.sqrt(spread["s_z1"]))
-    phi = min(0.5, mean.phi + TEST_MARGIN * math.sqrt(spread["phi"]))
-    return Bounds(s_z1, mean.s_x1, mean.v_x1, phi)
+        steps = {"s_z1": more.s_z1 - less.s_z1, "phi": more.phi - less.phi, "proved": _proved(more) - _proved(less)}
+        for name, step in steps.items():
+            spread[name] += (step / 2.0) ** 2
+    s_z1 = max(0.0, mean.s_z1 - FLOOR_MARGIN * math.sqrt(spread["s_z1"]))
+    phi = min(0.5, mean.phi + FLOOR_MARGIN * math.sqrt(spread["phi"]))
+    return Bounds(s_z1, mean.s_x1, mean.v_x1, phi), TEST_MARGIN * math.sqrt(spread["proved"])
+
+
+def _proved(found: Bounds) -> float:
+    """Bits of key that two bounds give together, before what every block pays alike."""
+    return found.s_z1 * (1.0 - binary_entropy(found.phi)) if found.phi < 0.5 else 0.0
 
 
 _Change = dict[str, tuple[float, ...]]

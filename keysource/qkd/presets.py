@@ -43,8 +43,9 @@ class Preset:
     weather: str = "calm"
     """See ``optics.weather``; nature's, the ends do not know it."""
 
-    def plan(self) -> Plan:
-        return make_plan(self.optics, self.pulses, self.security, self.schedule)
+    def plan(self, *, tests: bool = False) -> Plan:
+        """``tests``: some of Bob's gates test the efficiency of his detectors (``monitor`` = efficiency or both)."""
+        return make_plan(self.optics, self.pulses, self.security, self.schedule, tests=tests)
 
     @property
     def protocol(self) -> Protocol:

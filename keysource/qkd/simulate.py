@@ -21,6 +21,7 @@ from keysource.qkd.lab import Lab, interrupted
 from keysource.qkd.ledger import Ledger
 from keysource.qkd.observe import OPTICS_ONLY, observe
 from keysource.qkd.optics.monitors import MONITORS, Monitor
+from keysource.qkd.optics.pairs import acin_rate
 from keysource.qkd.optics.weather import WEATHERS
 from keysource.qkd.presets import PRESETS, Preset
 from keysource.qkd.rates.proofs import proof_name
@@ -204,6 +205,8 @@ def _show(tally: Tally) -> None:
         f"{tally.preset.name} ({tally.preset.about}): {tally.passed} of {len(tally.blocks)} blocks passed,"
         f" {tally.keys} equal keys of 256 bits under {tally.proof}"
     )
+    if (said := _bell(tally.blocks)) is not None:
+        print(said)
     if tally.preset.reference:
         print(f"reference: {tally.preset.reference}")
     if tally.seconds:
@@ -213,6 +216,18 @@ def _show(tally: Tally) -> None:
             f" {facts['bits_per_link_second']:,} bit/s ({factor:.2f} s here for each of its seconds)"
         )
     print(f"ledger balance {tally.ledger.balance()}; {WARNING}{'; interrupted' if tally.interrupted else ''}")
+
+
+def _bell(blocks: list[dict[str, Any]]) -> str | None:
+    """E91: what the last S is worth, and what is not claimed of it."""
+    tested = [block for block in blocks if block.get("chsh") and block.get("qber") is not None]
+    if not tested:
+        return None
+    (s, spread), qber = tested[-1]["chsh"], tested[-1]["qber"]
+    return (
+        f"S = {s:.3f} ± {spread:.3f} of detected pairs (fair sampling): it can end a block, no key rests on it;"
+        f" device-independent rate of Acin 2007: {acin_rate(s, qber):.3f} bit a pair, not claimed"
+    )
 
 
 def ledger_table(ledger: Ledger) -> Table:

@@ -98,13 +98,13 @@ async def _block(lab: Lab, since: int) -> dict[str, Any]:
 async def _overheard(lab: Lab, block: int) -> Overheard | None:
     if lab.wiretap is None or block not in lab.wiretap.blocks:
         return None
-    if not isinstance(PRESETS[lab.preset].optics, Optics):
-        return None  # on a link of pairs she keeps no notes
     try:
         notes: Notes | None = await lab.notes(block)
     except KeySourceError:
         return None  # too many detections for her notebook
-    return Overheard(list(lab.wiretap.blocks[block]), notes, PRESETS[lab.preset].plan())
+    if notes is None and not isinstance(PRESETS[lab.preset].optics, Optics):
+        return None  # of intercepted pairs she keeps no notes
+    return Overheard(list(lab.wiretap.blocks[block]), notes, lab.plan())
 
 
 # What she has

@@ -64,15 +64,21 @@ class Wiretap:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sender: str) -> None:
         while True:
             length = int.from_bytes(await reader.readexactly(4), "big")
-            body = await reader.readexactly(length)
-            frame = Frame(Kind(body[0]), body[1:])
-            self._note(sender, frame)
-            onward = [frame] if self.touch is None else self.touch(sender, frame)
+            onward = self._passed_on(sender, await reader.readexactly(length))
             if onward is None:
                 return
-            for each in onward:
-                writer.write((1 + len(each.payload)).to_bytes(4, "big") + bytes([each.kind]) + each.payload)
+            for body in onward:
+                writer.write(len(body).to_bytes(4, "big") + body)
             await writer.drain()
+
+    def _passed_on(self, sender: str, body: bytes) -> list[bytes] | None:
+        """What goes on instead of a frame (kind and payload), as bytes that need not be frames any more."""
+        frame = Frame(Kind(body[0]), body[1:])
+        self._note(sender, frame)
+        if self.touch is None:
+            return [body]
+        onward = self.touch(sender, frame)
+        return None if onward is None else [bytes([each.kind]) + each.payload for each in onward]
 
     def _note(self, sender: str, frame: Frame) -> None:
         if frame.kind not in _OF_A_BLOCK:

@@ -10,8 +10,9 @@ from pathlib import Path
 from keysource.base import SourceContext
 
 
-def link_toml(settings: Mapping[str, object], auth_key: Path, socket: Path, context: SourceContext) -> str:
-    """One end's configuration.  All paths absolute: the child has its own idea of a current folder."""
+def link_toml(settings: Mapping[str, object], keys: Mapping[str, Path], socket: Path, context: SourceContext) -> str:
+    """One end's configuration.  ``keys``: settings that are key files.  All paths absolute: the child has its own
+    idea of a current folder."""
     values = {
         "version": 1,
         "role": settings["role"],
@@ -20,7 +21,9 @@ def link_toml(settings: Mapping[str, object], auth_key: Path, socket: Path, cont
         "fibre": settings["fibre"],
         "preset": settings["preset"],
         "owner": settings["owner"],
-        "auth_key": str(auth_key.absolute()),
+        "name": settings.get("name"),
+        "auth_bootstrap": settings.get("auth_bootstrap"),
+        **{name: str(file.absolute()) for name, file in keys.items()},
         "state": str((context.state / f"{context.name}.link").absolute()),
         "socket": str(socket.absolute()),
     }

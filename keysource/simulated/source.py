@@ -6,6 +6,10 @@ Two ways to write the table::
     listen = "192.0.2.1:51850"          # left, and only left: where Bob connects
     peer = "192.0.2.1:51850"            # right, and only right: Alice's `listen`
     auth_key = "link.pad"               # pad file of the link's authenticated channel; its own copy at each end
+    auth_bootstrap = "psk"              # or "signature": no pad to carry; then instead of auth_key:
+    name = "left-right"                 #   the link's name, the same at both ends
+    identity = "identity.pem"           #   this end's key file (qvpn genkey)
+    peer_identity = "peer.pub"          #   the other end's public keys (qvpn pubkey)
     preset = "demo"                     # optional: optics; the same at both ends
     fibre = "192.0.2.1:51851"           # optional: where the fibre process listens
     owner = "a"                         # optional: who issues keys (alternate | a | b); the same at both ends
@@ -34,7 +38,8 @@ from keysource.simulated.child import Child
 from keysource.simulated.link_file import link_toml, write_link_file
 from keysource.sockets import path_mistake
 
-_OF_A_CHILD = ("listen", "peer", "auth_key", "preset", "fibre")
+_OF_SIGNATURES = ("name", "identity", "peer_identity")
+_OF_A_CHILD = ("listen", "peer", "auth_key", "preset", "fibre", *_OF_SIGNATURES)
 
 
 class SimulatedSettings(BaseModel):
@@ -45,7 +50,11 @@ class SimulatedSettings(BaseModel):
     role: Literal["left", "right"] | None = None
     listen: AddressText | None = None
     peer: AddressText | None = None
+    auth_bootstrap: Literal["psk", "signature"] = "psk"
     auth_key: str | None = None
+    name: str | None = None
+    identity: str | None = None
+    peer_identity: str | None = None
     preset: str | None = None
     fibre: AddressText | None = None
     owner: Owner | None = None
@@ -58,10 +67,16 @@ class SimulatedSettings(BaseModel):
                 raise ValueError(f'"socket" means a link that runs already; "{given[0]}" has no place beside it')
             return self
         address, other = ("peer", "listen") if self.role == "right" else ("listen", "peer")
-        if missing := [name for name in ("role", address, "auth_key") if getattr(self, name) is None]:
+        wanted: tuple[str, ...] = ("auth_key",)
+        unwanted: tuple[str, ...] = ("identity", "peer_identity")
+        if self.auth_bootstrap == "signature":
+            wanted, unwanted = _OF_SIGNATURES, wanted
+        if missing := [name for name in ("role", address, *wanted) if getattr(self, name) is None]:
             raise ValueError(f'"{missing[0]}" is missing ("socket" alone would do, for a link that runs already)')
         if getattr(self, other) is not None:
             raise ValueError(f'"{other}" has no place at role "{self.role}": the right end connects to the left')
+        if given := [name for name in unwanted if getattr(self, name) is not None]:
+            raise ValueError(f'"{given[0]}" has no place beside auth_bootstrap = "{self.auth_bootstrap}"')
         return self
 
     @property
@@ -94,7 +109,7 @@ class SimulatedSource(DeviceSource):
         """Start the child, if it is ours, and follow its device socket.
 
         Raises:
-            BadSettings: ``auth_key`` cannot be read, or the state folder cannot be written.
+            BadSettings: ``auth_key`` or ``identity`` cannot be read, or the state folder cannot be written.
         """
         if self._settings.socket is None:
             self._start_child()
@@ -120,25 +135,28 @@ class SimulatedSource(DeviceSource):
     def check_files(self) -> None:
         """See :class:`keysource.base.Checkable`."""
         if self._settings.socket is None:
-            self._auth_key()
+            self._key_files()
 
-    def _auth_key(self) -> Path:
-        """The pad's place, where it can be read and nobody else can."""
-        auth_key = self._context.path(self._settings.auth_key or "")
+    def _key_files(self) -> dict[str, Path]:
+        """Settings of the child that are files: the pad, or identities.  The secret one of them must be readable, and
+        by nobody else."""
+        names = ("identity", "peer_identity") if self._settings.auth_bootstrap == "signature" else ("auth_key",)
+        files = {name: self._context.path(getattr(self._settings, name) or "") for name in names}
+        secret = files[names[0]]
         try:
-            self._context.read_secret(auth_key)
+            self._context.read_secret(secret)
         except OSError as error:
-            raise BadSettings(f"{auth_key}: {error.strerror or error}", key="auth_key") from None
+            raise BadSettings(f"{secret}: {error.strerror or error}", key=names[0]) from None
         except ValueError as error:
-            raise BadSettings(str(error), key="auth_key") from None
-        return auth_key
+            raise BadSettings(str(error), key=names[0]) from None
+        return files
 
     def _start_child(self) -> None:
         settings, context = self._settings, self._context
-        auth_key = self._auth_key()
+        files = self._key_files()
         file = context.state / f"{context.name}.link.toml"
         try:
-            write_link_file(file, link_toml(settings.model_dump(), auth_key, self.socket, context))
+            write_link_file(file, link_toml(settings.model_dump(), files, self.socket, context))
         except OSError as error:
             raise BadSettings(f"{file}: {error.strerror or error}") from None
         self._child = Child(self.module, ["run", str(file)])

@@ -6,17 +6,18 @@ import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from keysource.qkd.audit import Overheard
 from keysource.qkd.distill.alice import AliceBlock
 from keysource.qkd.distill.bob import BobBlock
-from keysource.qkd.distill.mac import TICKET_BYTES, Ticket
+from keysource.qkd.distill.mac import TICKET_BYTES, Authenticator, Ticket
 from keysource.qkd.distill.party import Answer, Fly, Keep, Outcome, Party, Receive, Send, Step, Terms
 from keysource.qkd.distill.wire import Frame, Kind, Start, frame_untrusted
 from keysource.qkd.errors import BadFrame, LinkError
-from keysource.qkd.optics.entangled import AnyOptics
+from keysource.qkd.optics.entangled import AnyOptics, watched
 from keysource.qkd.optics.eve import Eve, InterceptResend
 from keysource.qkd.optics.flight import make_flight
 from keysource.qkd.optics.model import Optics
@@ -42,8 +43,8 @@ def small_terms(plan: Plan | None = None) -> Terms:
     return Terms(plan or small_plan(), OPTICS.decoy, OPTICS.p_z, SECURITY)
 
 
-def terms_of(optics: AnyOptics, pulses: int, security: Security = SECURITY) -> Terms:
-    return Terms(make_plan(optics, pulses, security, "original"), optics.source, optics.p_z, security)
+def terms_of(optics: AnyOptics, pulses: int, security: Security = SECURITY, *, tests: bool = False) -> Terms:
+    return Terms(make_plan(optics, pulses, security, "original", tests=tests), optics.source, optics.p_z, security)
 
 
 def untouched(_number: int, _sender: str, body: bytes) -> list[bytes]:
@@ -78,12 +79,16 @@ class Bench:
     """A fraction of intercept-resend, or any Eve."""
     monitor: Monitor = "none"
     refills: int = 1
+    ticket: Callable[[str], Authenticator] | None = None
+    """What "A" and "B" authenticate the block by; None: a ticket of pad that they share."""
     optics: AnyOptics = OPTICS
     nature: int | None = None
     """Seed of what nature does; settings are never seeded."""
     records: tuple[bytes, bytes] | None = None
     """Alice's and Bob's, of somebody else's light."""
     clicks: Callable[[Detections], Detections] = lambda seen: seen
+    hers: Callable[[Detections], Detections] = lambda seen: seen
+    """What becomes of Alice's detections, with a source of pairs."""
     log: list[tuple[str, str]] = field(default_factory=list)
     frames: list[tuple[str, bytes]] = field(default_factory=list)
 
@@ -91,13 +96,18 @@ class Bench:
         """Both ends as far as they get; an end that waits for ever has neither outcome nor error."""
         material = os.urandom(TICKET_BYTES)
         start = Start(7, 0, 1, self.refills)
-        self.alice = Side("A", AliceBlock(self.terms, start, Ticket(0, material)))
+        alice = AliceBlock(self.terms, start, self._ticket("A", material))
+        alice.guard = partial(self._guard, 0)
+        self.alice = Side("A", alice)
         self.bob = Side("B", None)
         self.material, self.seeds, self.flown = material, dict[str, bytes](), False
         self._advance(self.alice, None)
         while self._turn(self.alice, self.bob) or self._turn(self.bob, self.alice) or self._fly():
             pass
         return self.alice, self.bob
+
+    def _ticket(self, name: str, material: bytes) -> Authenticator:
+        return Ticket(0, material) if self.ticket is None else self.ticket(name)
 
     def overheard(self) -> Overheard:
         """What somebody on the classical channel, and Eve in the fibre, have of the block."""
@@ -119,8 +129,8 @@ class Bench:
             except LinkError as error:
                 side.error = error
                 return True
-            side.party = bob = BobBlock(self.terms, start, Ticket(0, self.material))
-            bob.guard = self._guard
+            side.party = bob = BobBlock(self.terms, start, self._ticket("B", self.material))
+            bob.guard = partial(self._guard, 1)
             return self._advance(side, None)
         match side.step:
             case Send(frame):
@@ -143,10 +153,10 @@ class Bench:
                 return True
         return False
 
-    def _guard(self, readings: Readings | None) -> str | None:
+    def _guard(self, site: int, readings: Readings | None) -> str | None:
         if readings is None:
             return None if self.monitor == "none" else "no readings"
-        return alarm(self.monitor, readings, self.optics)
+        return alarm(self.monitor, readings, watched(self.optics, site))
 
     def _carry(self, side: Side, other: Side, frame: Frame) -> None:
         body = bytes([frame.kind]) + frame.payload
@@ -163,13 +173,14 @@ class Bench:
             self.log.append(("fibre", "flown"))
             self._advance(self.alice, settings_untrusted(self.records[0], pulses))
             return self._advance(self.bob, detections_untrusted(self.records[1], pulses))
-        light = make_flight(self.optics, self.seeds["A"], self.seeds["B"], test=self.monitor != "none")
+        test = self.monitor in ("efficiency", "both")
+        light = make_flight(self.optics, self.seeds["A"], self.seeds["B"], test=test)
         span, eve = (0, self.terms.plan.pulses), self.eve if isinstance(self.eve, Eve) else InterceptResend(self.eve)
         light.slice(self.optics, span, eve, np.random.default_rng(self.nature))
         hers, seen = light.reports()
         self.seen = seen
         self.log.append(("fibre", "flown"))
-        self._advance(self.alice, hers)
+        self._advance(self.alice, None if hers is None else self.hers(hers))
         return self._advance(self.bob, self.clicks(seen))
 
     def _advance(self, side: Side, answer: Answer) -> bool:

@@ -20,6 +20,7 @@ from keysource.qkd.config import Address
 from keysource.qkd.distill.wire import Kind, Start
 from keysource.qkd.engine.control import ask
 from keysource.qkd.pair import PairPlan, write_pair
+from keysource.qkd.wiretap import Wiretap
 from tests.ports import free_ports
 
 Touch = Callable[[str, bytes], bytes | None]
@@ -68,65 +69,39 @@ class Collector:
         pass
 
 
-class Proxy:
-    """Between Bob and Alice.  ``tickets`` has every pad ticket that a START ever named."""
+class Proxy(Wiretap):
+    """The product's own wiretap, with hands that may leave something else than frames.  ``tickets`` has every pad
+    ticket that a START ever named."""
 
     def __init__(self, listen: int, target: int) -> None:
-        self._listen, self._target = listen, target
-        self.touch: Touch | None = None
+        super().__init__(Address("127.0.0.1", listen), Address("127.0.0.1", target))
+        self.hands: Touch | None = None
         self.tickets: list[int] = []
         self.kinds: list[tuple[str, str]] = []
         self.touched: list[str] = []
-        self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._listen)
-
-    async def aclose(self) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        writers = [writer]
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            there, back = await asyncio.open_connection("127.0.0.1", self._target)
-            writers.append(back)
-            ways = [asyncio.create_task(self._pump(*way)) for way in ((reader, back, "B"), (there, writer, "A"))]
-            try:
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
-        for each in writers:
-            each.close()
-        self._tasks.discard(task)
-
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sender: str) -> None:
-        while True:
-            length = int.from_bytes(await reader.readexactly(4), "big")
-            body: bytes | None = await reader.readexactly(length)
-            assert body is not None
-            self.kinds.append((sender, Kind(body[0]).name))
-            if body[0] == Kind.START:
-                self.tickets.append(Start.from_untrusted(body[1:]).ticket)
-            if self.touch is not None:
-                body = self.touch(sender, body)
-            if body is None:
-                return
-            writer.write(len(body).to_bytes(4, "big") + body)
-            await writer.drain()
+    def _passed_on(self, sender: str, body: bytes) -> list[bytes] | None:
+        self.kinds.append((sender, Kind(body[0]).name))
+        if body[0] == Kind.START:
+            self.tickets.append(Start.from_untrusted(body[1:]).ticket)
+        if self.hands is None:
+            return super()._passed_on(sender, body)
+        onward = self.hands(sender, body)
+        return None if onward is None else [onward]
 
 
 class LinkLab:
     """Folder, ports, processes.  ``async with LinkLab(tmp_path) as lab``."""
 
-    def __init__(self, folder: Path, *, preset: str = "demo", pace: str = "fast", separate: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        preset: str = "demo",
+        pace: str = "fast",
+        separate: bool = False,
+        bootstrap: str = "psk",
+    ) -> None:
         self.folder = folder
         self.log = (folder / "log").open("wb")
         classical, fibre, front = free_ports(3)
@@ -136,6 +111,7 @@ class LinkLab:
             preset=preset,
             pace=pace,  # type: ignore[arg-type]
             separate_fibre=separate,
+            bootstrap=bootstrap,  # type: ignore[arg-type]
         )
         write_pair(folder, plan)
         self.proxy = Proxy(front, classical)

@@ -41,7 +41,7 @@ def test_an_efficiency_monitor_ends_it_before_anything_is_announced(folder: Path
     (block,) = run["acts"]["Eve"]
     assert run["fired"]["monitor"] == 1 and not run["undetected"] and block["keys_at_alice"] == 0
     assert "attenuated gates" in block["monitor"] and block["eve"]["sifted"] == 0
-    # the processes' dice are real: an honest block of this link misses its thresholds once in some 700
+    # the processes' dice are real: an honest block of this link misses its test once in some 4,000
     assert run["acts"]["before"][0]["result"] in ("passed", "statistics"), "gates spent on tests leave enough"
 
 

@@ -94,7 +94,7 @@ def test_the_file_that_the_simulated_source_writes_is_understood(tmp_path: Path)
     settings = {
         "role": "right", "listen": None, "peer": "h:1", "fibre": None, "preset": "demo", "owner": None,
     }  # fmt: skip
-    config = load(write(tmp_path, link_toml(settings, tmp_path / "pad", tmp_path / "s.sock", context)))
+    config = load(write(tmp_path, link_toml(settings, {"auth_key": tmp_path / "pad"}, tmp_path / "s.sock", context)))
     assert isinstance(config, EndConfig) and config.end is End.B and config.fibre.port == 2
     assert config.socket == tmp_path / "s.sock"
 
@@ -107,6 +107,8 @@ def test_pair_writes_two_ends_with_copies_of_one_pad_and_replaces_nothing(tmp_pa
     assert left.classical == right.classical == Address("192.0.2.7", 4000) and left.fibre == right.fibre
     assert left.auth_key.read_bytes() == right.auth_key.read_bytes() and left.auth_key != right.auth_key
     assert left.auth_key.stat().st_size == 1024 * 1024
+    checked = cli("check", str(tmp_path / "l" / "link.toml")).stdout
+    assert "pad of 8388608 bits is paid back after" in checked and "no mistake" in checked
     for file in tmp_path.rglob("*"):
         if file.is_file():
             assert stat.S_IMODE(file.stat().st_mode) == 0o600, file

@@ -17,8 +17,10 @@ from typer.testing import CliRunner
 
 from keysource.qkd.cli import app
 from keysource.qkd.errors import LinkSettings
+from keysource.qkd.optics.entangled import PairOptics
 from keysource.qkd.optics.model import Optics, Recovery
-from keysource.qkd.rates import tomamichel
+from keysource.qkd.presets import PRESETS
+from keysource.qkd.rates import tomamichel, twodecoy
 from keysource.qkd.rates.asymptotic import (
     Channel,
     MaChannel,
@@ -37,9 +39,11 @@ from keysource.qkd.rates.curves import ANALYSES, Curve
 from keysource.qkd.rates.detection import bits_until_alarm, expected_bits
 from keysource.qkd.rates.entropy import binary_entropy
 from keysource.qkd.rates.expected import one_decoy_finite
-from keysource.qkd.rates.finite import Decoy, Security
+from keysource.qkd.rates.finite import Decoy, Security, gamma_serfling
 from keysource.qkd.rates.lim2014 import Line, Settings, Three, evaluate, relative
 from keysource.qkd.rates.optimise import maximise
+from keysource.qkd.rates.proofs import judge, secret_bits
+from keysource.qkd.rates.twodecoy import TwoDecoy
 
 # Gobby/Yuan/Shields as in Ma 2005: alpha .21, e_d .033, Y0 1.7e-6, eta_Bob .045, f 1.22, mu .48
 
@@ -326,6 +330,9 @@ def test_the_command_optimises_and_prints_a_table() -> None:
 @pytest.mark.parametrize("arguments", [
     "--link nowhere", "--analysis mine", "--mu 0.1 0.5", "--p-z 1.5", "--detector 2", "--from 50 --to 20",
     "--secrecy 0",
+    "--link demo-bbm92 --mu 0.5 0.1", "--link demo --pairs 0.1", "--link demo --p2 0.2",
+    "--link demo-bbm92 --analysis rusca2018", "--link demo-e91 --analysis two-decoys", "--mu3 0.4", "--pairs 0.9",
+    "--after-pulse 0.7", "--link demo-bbm92 --after-pulse 0.02",
 ])  # fmt: skip
 def test_a_wrong_argument_is_one_sentence(arguments: str) -> None:
     result = run_rate(*arguments.split())
@@ -340,6 +347,59 @@ def test_every_finite_curve_stays_below_the_infinite_one_with_the_same_settings(
         assert rates["wiesemann2024"] > 0 and rates["one-decoy"] <= rates["vacuum-weak"] <= rates["infinite"]
         if km:
             assert rates["infinite"] < rates["plob"] < rates["one-node"]
+
+
+@pytest.mark.parametrize(
+    ("link", "proof"), [("demo-2decoy", "wiesemann2024-2decoy"), ("demo-bbm92", "tomamichel2012")]
+)
+def test_every_protocol_has_its_curves(link: str, proof: str) -> None:
+    """The proof that delivers comes first; at the preset's distance it is what ``rates.proofs`` says."""
+    answer = json.loads(run_rate("--link", link, "--from", "10", "--to", "20", "--step", "10", "--json").stdout)
+    assert next(iter(answer["rates"])) == proof and "plob" in answer["rates"]
+    optics = PRESETS[link].optics
+    km = optics.km_a + optics.km_b if isinstance(optics, PairOptics) else optics.distance_km
+    (row,) = [row for row in answer["rates"][proof] if row["km"] == km]
+    n_z, n_x = 1e7, 1e7 * ((1 - optics.p_z) / optics.p_z) ** 2
+    found = judge(optics.source, optics.expected(n_z, n_x), Security())
+    bits = secret_bits(optics.source, found, 1.16 * n_z * binary_entropy(optics.mean_qber()), Security())
+    assert row["rate"] == pytest.approx(bits / n_z * optics.sifted()[0], rel=1e-9) and row["rate"] > 0
+    infinite = answer["rates"][list(answer["rates"])[1]][0 if km == 10 else 1]["rate"]
+    assert row["rate"] < infinite, "finite below infinite"
+
+
+def test_two_decoys_and_pairs_can_be_set_and_optimised() -> None:
+    """A third intensity makes a link with two decoys; Lim's fixed point comes out of the command."""
+    fixed = "--analysis lim2014 --link metro50 --mu 0.45 0.15 --mu3 2e-4 --p1 0.5 --p2 0.35 --p-z 0.7 --detector 0.1"
+    fixed += " --dark 6e-7 --misalignment 0.005 --after-pulse 0.04 --from 50 --to 50 --json"
+    (row,) = json.loads(run_rate(*shlex.split(fixed)).stdout)["rates"]["lim2014"]
+    assert row["rate"] == pytest.approx(3.9958e-4, rel=1e-4) and row["mu3"] == 2e-4 and row["p2"] == 0.35
+    for link in ("demo-2decoy", "demo-bbm92"):
+        plain, best = (
+            json.loads(run_rate("--link", link, "--to", "0", *more, "--json").stdout)["rates"]
+            for more in ((), ("--optimise",))
+        )
+        for name in list(plain)[:2]:
+            assert best[name][0]["rate"] >= plain[name][0]["rate"] > 0
+    bright = json.loads(run_rate("--link", "demo-bbm92", "--pairs", "0.3", "--to", "0", "--json").stdout)
+    assert bright["optics"]["pairs"] == 0.3
+
+
+def test_the_terms_of_the_two_decoy_budget_are_those_that_its_bounds_use() -> None:
+    """17 named parts fit into the 21 that are paid; the constant is hashing and one chain rule, the sampling term
+    Serfling's tail at the square of a part."""
+    assert sum(twodecoy.COUNTED.values()) == 17 <= twodecoy.TERMS
+    security, part = Security(1e-9, 1e-15), 1e-9 / twodecoy.TERMS
+    cost = 2 * math.log2(1 / (2 * part)) + math.log2(2 / part**2) + math.log2(2 / security.correctness)
+    assert twodecoy.constant_cost(security) == pytest.approx(cost, abs=1e-9)
+    n, k = 5e5, 4e4
+    above = gamma_serfling(n, k, part)
+    tail = -2 * n * k**2 * above**2 / ((n + k) * (k + 1))  # ln of Serfling's bound
+    assert tail == pytest.approx(2 * math.log(part), rel=1e-9)
+    decoy, counts, moved = TwoDecoy(0.6, 0.2, 0.05, 0.3, 0.4), (3e5, 1e5, 2e4), []
+    for _ in range(2):
+        moved.append(twodecoy.single_lower(decoy, counts, part))
+        counts = (counts[0] + 1.0, *counts[1:])
+    assert moved[1] < moved[0], "more signal, less that must be single: its deviation counts upwards only"
 
 
 def test_a_plot_is_written_or_the_missing_library_is_named(tmp_path: Path) -> None:

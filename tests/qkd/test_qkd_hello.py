@@ -12,7 +12,16 @@ from keysource.qkd.engine.hello import AgreedTerms, Greeting, lost_blocks
 from keysource.qkd.errors import BadFrame, Disagreement
 from keysource.qkd.pad import Claims
 
-TERMS = AgreedTerms("l", "alternate", "demo", "ab")
+SAID = {
+    "link": "l",
+    "owner": "alternate",
+    "auth_bootstrap": "psk",
+    "preset": "demo",
+    "efficiency_tests": False,
+    "repeatable": False,
+    "plan": "ab",
+}
+TERMS = AgreedTerms(**SAID)
 KEY = bytes(32)
 
 
@@ -57,9 +66,9 @@ def test_no_bit_of_the_claims_can_be_changed(data: st.DataObject) -> None:
         a.take_claims_untrusted(Frame(Kind.CLAIMS, bytes(payload)))
 
 
-@pytest.mark.parametrize("field", ["link", "owner", "preset", "plan"])
+@pytest.mark.parametrize("field", SAID)
 def test_a_difference_of_the_configurations_is_named(field: str) -> None:
-    other = {"link": "l", "owner": "alternate", "preset": "demo", "plan": "ab"} | {field: "else"}
+    other = SAID | {field: "else"}
     a, b = pair(terms=AgreedTerms(**other))
     with pytest.raises(Disagreement, match=field):
         a.take_claims_untrusted(b.claims(claims()))

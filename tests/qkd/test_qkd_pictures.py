@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from keysource.qkd import plotscli
 from keysource.qkd.cli import app
 from keysource.qkd.errors import LinkSettings
 from keysource.qkd.ledger import Ledger
-from keysource.qkd.pictures import curves
+from keysource.qkd.pictures import curves, page
 from keysource.qkd.pictures.base import blank, save, wanted
 from keysource.qkd.vigil import BASELINE, alarms, expected_delay, false_alarms, measure, sifted_errors, with_eve
 
@@ -87,3 +88,38 @@ def test_the_plots_command_writes_its_facts_beside_them(tmp_path: Path, monkeypa
     assert (tmp_path / "repeaters.svg").stat().st_size < 150_000
     refused = CliRunner().invoke(app, ["plots", str(tmp_path), "--only", "moon"])
     assert isinstance(refused.exception, LinkSettings) and "none of rate" in str(refused.exception)
+
+
+FOLDER = Path(curves.__file__).parents[1]
+
+
+def test_the_page_says_what_its_figures_say() -> None:
+    """Numbers between the markers of the page are those of the run that made the pictures beside it."""
+    text, facts = (FOLDER / "README.md").read_text(), json.loads((FOLDER / "plots" / "figures.json").read_text())
+    assert set(re.findall(r"<!-- made: (\w+) -->", text)) == set(page.TABLES)
+    assert page.rendered(text, facts) == text, "make them again: qvpn-qkd plots keysource/qkd/plots --page ..."
+
+
+def test_a_marked_table_is_written_anew_and_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "page.md"
+    file.write_text("before\n<!-- made: links -->\nold\n<!-- end -->\nafter\n")
+    page.rewrite(file, {"rate": {"delivered": {"demo": [20.0, 1234.4]}}})
+    text = file.read_text()
+    assert text.startswith("before\n<!-- made: links -->\n| link") and text.endswith("<!-- end -->\nafter\n")
+    assert "| demo, 20 km | 1,234 |" in text and "old" not in text
+    page.rewrite(file, {})
+    assert file.read_text() == text, "facts that are not there change nothing"
+    delay = {"false_alarms": 1e-9, "expected": 45.1, "measured": 46.2, "spread": 1.0, "runs": 400}
+    file.write_text("<!-- made: detection -->\n<!-- end -->\n")
+    page.rewrite(file, {"detection": {"1": [delay | {"false_alarms": 0.1}, delay]}})
+    assert "| 100 % | 45 | 46 ± 2 (2 sigma, 400 runs) |" in file.read_text()
+    eve: dict[str, object] = {"held": 999, "sifted": 1000, "final_bits": 2048, "determined": 0}
+    eve["cut_short"] = {"final_bits": 25461, "determined_at_least": 1500}
+    file.write_text("<!-- made: eve -->\n<!-- end -->\n")
+    page.rewrite(file, {"photon-number-splitting": eve, "beam-splitting": eve})
+    assert "99.9 %" in file.read_text() and "1,500 or more of 25,461" in file.read_text()
+    file.write_text("<!-- made: moon -->\n<!-- end -->\n")
+    with pytest.raises(LinkSettings, match="nothing makes"):
+        page.rewrite(file, {})
+    with pytest.raises(LinkSettings, match="No such file"):
+        page.rewrite(tmp_path / "nowhere.md", {})

@@ -201,7 +201,7 @@ async def test_a_flipped_bit_on_the_wire_ends_the_block_raises_the_alarm_and_the
             return body[:-1] + bytes([body[-1] ^ 1])
 
         armed: list[bool] = []
-        lab.proxy.touch = flip
+        lab.proxy.hands = flip
         await lab.start()
         lab.attach()
         for deed in range(len(waiting)):
@@ -235,7 +235,7 @@ async def test_a_wire_that_flips_and_cuts_at_random_never_makes_ends_differ(tmp_
             bit = chance.randrange(8 * len(body))
             return body[: bit // 8] + bytes([body[bit // 8] ^ 1 << bit % 8]) + body[bit // 8 + 1 :]
 
-        lab.proxy.touch = disturb
+        lab.proxy.hands = disturb
         await lab.start()
         lab.attach()
         wanted = 100 if LONG else 6
@@ -245,7 +245,7 @@ async def test_a_wire_that_flips_and_cuts_at_random_never_makes_ends_differ(tmp_
             return len(lab.proxy.touched) >= wanted
 
         await until(touched_and_equal, 10 * wanted, lab.words)
-        lab.proxy.touch = None
+        lab.proxy.hands = None
         await lab.blocks(1)
         tickets = lab.proxy.tickets
         assert len(tickets) == len(set(tickets))

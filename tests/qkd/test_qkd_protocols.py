@@ -20,11 +20,13 @@ from keysource.qkd.distill.party import Fly, Receive, Send
 from keysource.qkd.distill.wire import Reason, Start, ready
 from keysource.qkd.duet import play
 from keysource.qkd.errors import LinkError, LinkSettings
+from keysource.qkd.optics.blinding import Blinding, Mode
 from keysource.qkd.optics.entangled import ANGLES, PairOptics, detect_pairs
 from keysource.qkd.optics.eve import Eve, InterceptResend, PhotonNumber
 from keysource.qkd.optics.flight import acts_on
 from keysource.qkd.optics.model import Optics, Recovery
-from keysource.qkd.optics.pairs import PairLink, fly
+from keysource.qkd.optics.monitors import MONITORS, Monitor
+from keysource.qkd.optics.pairs import Coincidences, PairLink, chsh, fly
 from keysource.qkd.optics.sampler import Detections
 from keysource.qkd.optics.settings import ReceiverSeed
 from keysource.qkd.presets import PRESETS, variant
@@ -201,6 +203,72 @@ def test_the_order_of_the_formulas_is_never_broken() -> None:
         assert found.s_z1 <= true * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("lit", ["hers", "clicks"])
+def test_bright_light_at_either_end_of_a_link_of_pairs_ends_the_block_before_a_bit_is_announced(lit: str) -> None:
+    """Alice measures too: her photocurrent is watched as Bob's is.  Readings that are missing are no excuse."""
+
+    def bright(seen: Detections) -> Detections:
+        assert seen.readings is not None and seen.readings.current < 1e-6
+        return replace(seen, readings=replace(seen.readings, current=20e-6))
+
+    def silent(seen: Detections) -> Detections:
+        return replace(seen, readings=None)
+
+    for change in (bright, silent):
+        bench = Bench(TERMS["bbm92"], optics=BBM, nature=13, monitor="photocurrent", **{lit: change})
+        for side in bench.run():
+            assert side.outcome is not None and side.outcome.reason is Reason.MONITOR and not side.outcome.keys
+            assert side.outcome.ledger.balance() == 0
+        assert "SIFT" not in [kind for _who, kind in bench.log]
+    quiet, _bob = Bench(TERMS["bbm92"], optics=BBM, nature=13, monitor="photocurrent").run()
+    assert passed(quiet)
+
+
+PAIR_TRUTH = {
+    (mode, guard): guard == "both" or guard == {"cw": "photocurrent", "pulsed": "efficiency"}[mode]
+    for mode in ("cw", "pulsed")
+    for guard in MONITORS
+}
+TESTED = terms_of(BBM, 1_700_000, tests=True)
+
+
+@pytest.mark.parametrize(("mode", "guard"), PAIR_TRUTH)
+def test_blinding_both_ends_of_a_link_of_pairs_against_each_monitor(mode: Mode, guard: Monitor) -> None:
+    """The same truth table as for weak pulses; where nothing fires the block passes and Eve's copy is the key."""
+    terms = TESTED if guard in ("efficiency", "both") else TERMS["bbm92"]
+    bench = Bench(terms, optics=BBM, eve=Blinding(1.0, mode), monitor=guard, nature=14)
+    alice, bob = bench.run()
+    if PAIR_TRUTH[mode, guard]:
+        assert alice.outcome.reason is bob.outcome.reason is Reason.MONITOR and not alice.outcome.keys
+        assert "DETECTED" not in [kind for _who, kind in bench.log]
+        return
+    assert passed(alice) and alice.outcome.keys == bob.outcome.keys
+    assert abs(alice.outcome.qber - BBM.mean_qber()) < 0.01
+    heard = bench.overheard()
+    assert heard.known().all() and (heard.as_bob() == alice.party.key).all()
+    quiet, _bob = Bench(terms, optics=BBM, monitor=guard, nature=15).run()
+    assert passed(quiet), "an honest link raises no alarm, and its gates for tests are in the plan"
+
+
+def test_faked_pairs_show_what_honest_ones_show_bells_inequality_included() -> None:
+    optics = replace(BBM, pairs=0.02, chsh=0.4)
+    seeds = ReceiverSeed(bytes(32), 0.7), ReceiverSeed(bytes(31) + b"\1", 0.7, chsh=0.4)
+    pulses, nature = 6_000_000, np.random.default_rng(16)
+    tables, tests = [], []
+    for eve in (Eve(), Blinding(1.0, "cw")):
+        alice, bob = detect_pairs(optics, *seeds, (0, pulses), eve, nature)
+        both, here, there = np.intersect1d(alice.positions, bob.positions, return_indices=True)
+        mine, theirs = seeds[0].angles(both), seeds[1].angles(both)
+        a, b = alice.bits[here], bob.bits[there]
+        tables.append(np.bincount(16 * mine + 4 * theirs + 2 * a + b, minlength=32))
+        turned = theirs >= 2
+        tests.append(chsh(Coincidences(a[turned], b[turned], mine[turned], theirs[turned] - np.uint8(2))))
+        assert (bob.notes is not None) == isinstance(eve, Blinding)
+    assert stats.chi2_contingency(np.array(tables)).pvalue > 1e-4, "gains, errors and correlations are as they were"
+    for s, spread in tests:
+        assert s - 5 * spread > 2.0, "a violation that proves nothing: the detectors are hers"
+
+
 def test_splitting_photon_numbers_breaks_two_decoys_too() -> None:
     far = Optics(TwoDecoy(0.6, 0.2, 1e-3, 0.35, 0.4), 0.65, 45.0, 0.2, 0.9, 1e-7, 0.005, 1e6)
     terms = terms_of(far, 5_000_000)
@@ -213,7 +281,7 @@ def test_splitting_photon_numbers_breaks_two_decoys_too() -> None:
 
 def test_only_attacks_with_a_meaning_act_on_pairs() -> None:
     assert acts_on(InterceptResend(0.5), BBM) and acts_on(Eve(), BBM) and acts_on(PhotonNumber(1.0), TWO)
-    assert not acts_on(PhotonNumber(1.0), BBM)
+    assert not acts_on(PhotonNumber(1.0), BBM) and acts_on(Blinding(1.0, "pulsed"), E91)
 
 
 # Names, files, records
@@ -239,7 +307,6 @@ def test_the_protocol_picks_the_variant_of_a_preset(tmp_path, preset: str, proto
     for wrong, words in (
         ('preset = "lab10"\nprotocol = "e91"\n', "has no variant of e91"),
         ('protocol = "b92"\n', 'key "protocol"'),
-        ('preset = "demo-e91"\nmonitor = "both"\n', "only photocurrent"),
     ):
         file.write_text(base + wrong)
         with pytest.raises(LinkSettings, match=words):

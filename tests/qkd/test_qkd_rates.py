@@ -148,7 +148,7 @@ def test_a_plan_promises_less_than_its_expected_block_would_allow(preset) -> Non
     plan = preset.plan()
     source = preset.optics.source
     found = judge(source, preset.optics.expected(plan.n_z, plan.n_x), preset.security)
-    assert plan.accepts(found)
+    assert plan.accepts(found, source, preset.security)
     leak = 2 * 1.04 * plan.n_z * binary_entropy(plan.expected_qber)
     ideal = proofs.secret_bits(source, found, leak, preset.security)
     small = preset.name.startswith("small")  # margins of the same number of deviations weigh more in small blocks

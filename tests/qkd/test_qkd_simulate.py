@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from keysource.qkd.presets import PRESETS
+from keysource.qkd.simulate import _bell
 
 pytestmark = pytest.mark.timeout(180)
 PROGRAM = [sys.executable, "-m", "keysource.qkd"]
@@ -92,3 +93,10 @@ def test_wrong_usage_is_one_sentence(folder: Path, arguments: list[str], sentenc
     ran = qvpn_qkd(*arguments, folder=folder)
     assert ran.returncode == 2 and sentence in ran.stderr
     assert len(ran.stderr.strip().splitlines()) == 1 and not ran.stdout
+
+
+def test_what_a_bell_test_is_worth_is_said() -> None:
+    """V = 0.95: S 2.687, 2.5 % errors, 0.539 bit a pair that nobody claims."""
+    said = _bell([{"qber": None, "chsh": None}, {"qber": 0.025, "chsh": [2.687006, 0.03]}])
+    assert said is not None and "2.687 ± 0.030" in said and "0.539" in said and "not claimed" in said
+    assert _bell([{"qber": 0.01, "chsh": None}]) is None

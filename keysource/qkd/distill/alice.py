@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 
 import numpy as np
@@ -15,8 +14,10 @@ from keysource.qkd.distill.party import Abort, Answer, Fly, Keep, Party, Step, i
 from keysource.qkd.distill.toeplitz import toeplitz_hash
 from keysource.qkd.distill.wire import CHECKED, INTENSITY, KEY, TEST, Frame, Kind, Reason
 from keysource.qkd.errors import BadFrame, LinkError
+from keysource.qkd.optics.monitors import Readings
 from keysource.qkd.optics.sampler import Detections
 from keysource.qkd.optics.settings import AliceSettings, Positions, ReceiverSeed, SourceSeed, fresh_seed
+from keysource.qkd.randomness import draw
 from keysource.qkd.rates.finite import Tally
 from keysource.qkd.rates.proofs import probabilities
 from keysource.qkd.rates.tomamichel import Entangled
@@ -28,6 +29,11 @@ class Measured:
 
     def __init__(self, seen: Detections, bases: Bits) -> None:
         self._seen, self._bases = seen, bases
+
+    @property
+    def readings(self) -> Readings | None:
+        """Of the monitors of her detectors."""
+        return self._seen.readings
 
     def at(self, positions: Positions) -> AliceSettings:
         """At Bob's detections; ``heard`` is 0 where she has none."""
@@ -82,6 +88,9 @@ class AliceBlock(Party):
         """Keep random subsets of the fixed sizes; tell Bob which, with the check and test bits."""
         frame = yield from self.receive(Kind.DETECTED)
         positions, bases = wire.detected_untrusted(frame.payload, self.plan.pulses, self.terms.angles)
+        if isinstance(source, Measured) and self.guard(source.readings) is not None:
+            self.ledger.raw = self.in_hand = len(positions)
+            raise Abort(Reason.MONITOR)
         settings = source.at(positions)
         codes = np.zeros(len(positions), dtype=np.uint8)
         heard = np.ones(len(positions), dtype=bool) if settings.heard is None else settings.heard == 1
@@ -151,10 +160,10 @@ class AliceBlock(Party):
 
 
 def random_subset(members: npt.NDArray[np.intp], size: int) -> npt.NDArray[np.intp]:
-    """``size`` of them, at least one, every subset equally likely, by the system's randomness: those with the lowest
+    """``size`` of them, at least one, every subset equally likely, by the randomness of this end: those with the lowest
     lots.  Where two lots are equal at the edge, all are drawn again."""
     while size < len(members):
-        lots = np.frombuffer(os.urandom(4 * len(members)), dtype=np.uint32)
+        lots = np.frombuffer(draw(4 * len(members)), dtype=np.uint32)
         chosen: npt.NDArray[np.intp] = members[lots <= np.partition(lots, size - 1)[size - 1]]
         if len(chosen) == size:
             return chosen

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import numpy.typing as npt
 
 from keysource.qkd.errors import BadFrame
+from keysource.qkd.randomness import draw
 
 Bits = npt.NDArray[np.uint8]
 """Values 0 and 1, one per element."""
@@ -29,5 +28,5 @@ def unpack_untrusted(data: bytes | memoryview, count: int) -> Bits:
 
 
 def random_bits(count: int) -> Bits:
-    """From the operating system."""
-    return np.unpackbits(np.frombuffer(os.urandom((count + 7) // 8), dtype=np.uint8))[:count]
+    """See :mod:`keysource.qkd.randomness`."""
+    return np.unpackbits(np.frombuffer(draw((count + 7) // 8), dtype=np.uint8))[:count]

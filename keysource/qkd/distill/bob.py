@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 
 import numpy as np
 
@@ -14,18 +14,16 @@ from keysource.qkd.distill.party import Abort, Answer, Fly, Keep, Party, Step, i
 from keysource.qkd.distill.toeplitz import toeplitz_hash
 from keysource.qkd.distill.wire import CHECKED, KEY, TEST, Frame, Kind, Reason
 from keysource.qkd.errors import BadFrame
-from keysource.qkd.optics.monitors import Readings
 from keysource.qkd.optics.sampler import Detections
 from keysource.qkd.optics.settings import SEED_BYTES, ReceiverSeed, fresh_seed
 from keysource.qkd.rates.finite import Tally
 
 
 class BobBlock(Party):
-    """``spent``: how many tickets he has spent, this one included; ``guard``: a sentence where his monitors fire."""
+    """``spent``: how many tickets he has spent, this one included."""
 
     own, peer = b"B", b"A"
     spent: int = 0
-    guard: Callable[[Readings | None], str | None] = staticmethod(lambda readings: None)
 
     def _distil(self) -> Generator[Step, Answer, Bits]:
         started = self.start.frame()

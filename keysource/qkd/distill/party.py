@@ -10,18 +10,19 @@ who it should be: the block is dead, the connection too.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from keysource.base import KEY_BYTES
 from keysource.qkd.distill.bits import Bits
-from keysource.qkd.distill.mac import TAG_BYTES, TICKET_BYTES, Ticket, Transcript
+from keysource.qkd.distill.mac import TICKET_BYTES, Authenticator, Transcript
 from keysource.qkd.distill.toeplitz import seed_bits, toeplitz_hash
 from keysource.qkd.distill.wire import INTENSITY, Frame, Kind, Reason, Start, abort, abort_untrusted
 from keysource.qkd.errors import BadFrame, Forged
 from keysource.qkd.ledger import Ledger
+from keysource.qkd.optics.monitors import Readings
 from keysource.qkd.optics.pairs import Coincidences, chsh, passes
 from keysource.qkd.optics.sampler import Detections
 from keysource.qkd.plan import Plan
@@ -113,7 +114,7 @@ class Outcome:
     peer_spent: int = 0
     messages: int = 0
     forgery: float = 0.0
-    """Bound on the probability that the authentication was passed by a forger."""
+    """Bound on the probability that the authentication was passed by a forger; of signatures there is none."""
 
 
 class LeakBudget:
@@ -142,8 +143,10 @@ class Party(ABC):
     peer: bytes
     seed: bytes | None = None
     """Of its settings, where its pulses have begun to fly before the block does; None: drawn when they fly."""
+    guard: Callable[[Readings | None], str | None] = staticmethod(lambda readings: None)
+    """A sentence where a monitor of this site's detectors fires."""
 
-    def __init__(self, terms: Terms, start: Start, ticket: Ticket) -> None:
+    def __init__(self, terms: Terms, start: Start, ticket: Authenticator) -> None:
         self.terms, self.plan = terms, terms.plan
         self.start, self.block, self.ticket = start, start.block, ticket
         self.transcript = Transcript()
@@ -176,15 +179,15 @@ class Party(ABC):
         return frame
 
     def send_tag(self, kind: Kind, index: int) -> Generator[Step, Answer, None]:
-        yield from self.send(Frame(kind, self.transcript.tag(self.ticket.key(index))))
+        yield from self.send(Frame(kind, self.ticket.tag(index, self.transcript)))
 
     def receive_tag(self, kind: Kind, index: int) -> Generator[Step, Answer, None]:
         """Raises :class:`Forged`."""
         frame = yield Receive()
-        if not isinstance(frame, Frame) or frame.kind is not kind or len(frame.payload) != TAG_BYTES:
+        if not isinstance(frame, Frame) or frame.kind is not kind or len(frame.payload) != self.ticket.tag_bytes:
             raise BadFrame(f"no tag where {kind.name} belongs")
-        self.outcome.forgery += self.transcript.forgery()
-        if not self.transcript.fits(self.ticket.key(index), frame.payload):
+        self.outcome.forgery += self.ticket.forgery(self.transcript)
+        if not self.ticket.fits(index, self.transcript, frame.payload):
             raise Forged(f"block {self.block}: the classical channel was tampered with (tag {index})")
         self.transcript.add(self.peer, frame.kind, frame.payload)
 
@@ -261,7 +264,7 @@ class Party(ABC):
         """The statistical test.  Raises :class:`Abort`."""
         counts = Counts(self.by_intensity(self.key_intensity), m_z, n_x, m_x)
         self.outcome.found = judge(self.terms.source, counts, self.terms.security)
-        if not self.plan.accepts(self.outcome.found):
+        if not self.plan.accepts(self.outcome.found, self.terms.source, self.terms.security):
             raise Abort(Reason.STATISTICS)
 
     def amplify(self, seed: Bits) -> Bits:

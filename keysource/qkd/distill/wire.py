@@ -22,7 +22,8 @@ packed.  A block is strict question and answer, so the transcript has one order:
     B -> A  COMMIT     tag 2 over all above
 
 Instead of its next frame either end may send ``ABORT`` (reason u8); then tags 0 and 1 follow, and no commit.
-``HELLO``, ``CLAIMS``, ``INVITE`` and ``PING`` belong to the connection, not to a block.
+``HELLO``, ``CLAIMS``, ``INVITE``, ``PING`` and ``INTRODUCE`` belong to the connection, not to a block.  In a block
+without a ticket (``ticket`` = :data:`~keysource.qkd.pad.SIGNED`) the three tags are signatures (``distill.signed``).
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Kind(enum.IntEnum):
     CLAIMS = 2
     INVITE = 3
     PING = 4
+    INTRODUCE = 5
     START = 10
     READY = 11
     DETECTED = 12
@@ -83,7 +85,7 @@ class Reason(enum.IntEnum):
     STATISTICS = 5
     """The decoy bounds miss the plan's thresholds."""
     MONITOR = 6
-    """A monitor of Bob's detectors has fired."""
+    """A monitor of a site's detectors has fired."""
     CHSH = 7
     """E91: S is not five standard deviations above 2."""
 

@@ -15,20 +15,23 @@ from keysource.device.messages import DeviceInfo
 from keysource.device.server import DeviceServer
 from keysource.errors import KeySourceError
 from keysource.qkd.config import EndConfig
-from keysource.qkd.distill.mac import TAGS
+from keysource.qkd.distill.mac import TAGS, TICKET_BYTES, Authenticator
 from keysource.qkd.distill.party import Outcome, Terms
+from keysource.qkd.distill.signed import SignedTicket
 from keysource.qkd.distill.wire import Reason
 from keysource.qkd.engine.control import Control
 from keysource.qkd.engine.frontends import FrontEnd, Live, Recorded
 from keysource.qkd.engine.hardware import Hardware
 from keysource.qkd.engine.hello import AgreedTerms
 from keysource.qkd.engine.report import KEPT_REPORTS, report
+from keysource.qkd.engine.verdicts import ALARMS, CHANCE, SENTENCES, WATCHED, authenticity, randomness, withhold
 from keysource.qkd.errors import LinkError, StateLost
 from keysource.qkd.files import lock_folder
+from keysource.qkd.identity import Signers
 from keysource.qkd.ledger import Ledger
-from keysource.qkd.optics.entangled import PairOptics
+from keysource.qkd.optics.entangled import PairOptics, watched
 from keysource.qkd.optics.monitors import Readings, alarm
-from keysource.qkd.pad import LinkState
+from keysource.qkd.pad import FIRST_REFILLS, SIGNED, LinkState
 from keysource.qkd.presets import PRESETS
 from keysource.qkd.rates.proofs import proof_name
 
@@ -37,16 +40,6 @@ _FIRST_PAUSE = 0.25
 _FORGERY = 8.0 * 2.0**32 / 2.0**106
 """Of a tag over a transcript of at most 64 GiB."""
 _RATE_WINDOW = 30.0
-_WATCHED, _CHANCE = 32, 3
-"""Of so many blocks, so many may miss their thresholds by chance (once in some 700 to 3,000) without an alarm."""
-_ALARMS = {
-    Reason.SHORT: "device",
-    Reason.QBER: "qber",
-    Reason.LEAK: "qber",
-    Reason.STATISTICS: "qber",
-    Reason.MONITOR: "monitor",
-    Reason.CHSH: "qber",
-}
 
 
 class LinkDevice(DeviceServer):
@@ -64,18 +57,31 @@ class LinkDevice(DeviceServer):
 class LinkEnd:
     """Everything of one end that outlives a connection."""
 
-    def __init__(self, config: EndConfig) -> None:
-        """Raises :class:`LinkSettings` for files that are missing or wrong."""
-        self.config = config
+    def __init__(self, config: EndConfig, signers: Signers | None = None) -> None:
+        """``signers``: where the first block is signed.  Raises :class:`LinkSettings` for files that are missing or
+        wrong."""
+        self.config, self.signers = config, signers
         self.preset = PRESETS[config.preset]
         self._lock = lock_folder(config.state)
-        self.plan = self.preset.plan()
+        self.plan = self.preset.plan(tests=config.tests)
         optics = self.preset.optics
         self.terms = Terms(self.plan, optics.source, optics.p_z, self.preset.security)
         digest = self.plan.digest(optics, self.preset.security)
-        self.state = LinkState(config.state, config.auth_key, config.name, config.end.value)
+        signed = signers is not None
+        self.state = LinkState(config.state, config.auth_key, config.name, config.end.value, signed=signed)
         self.name = self.state.link
-        self.agreed = AgreedTerms(self.name, config.owner.value, self.preset.name, digest)
+        bootstrap = "signature" if signed else "psk"
+        self.agreed = AgreedTerms(
+            link=self.name,
+            owner=config.owner.value,
+            auth_bootstrap=bootstrap,
+            preset=self.preset.name,
+            efficiency_tests=config.tests,
+            repeatable=config.test_seed is not None,
+            plan=digest,
+        )
+        self.session = b""
+        """Names this session, made of both ends' fresh randomness."""
         info = DeviceInfo(
             f"simulated {self.preset.protocol} link ({self.preset.name})",
             self.name,
@@ -84,7 +90,8 @@ class LinkEnd:
             Origin.SIMULATED,
         )
         self.device = LinkDevice(config.socket, info, self._taken, self.max_keys)
-        key, test = self.state.link_key(b"fibre"), config.monitor in ("efficiency", "both")
+        measures = config.end is End.B or isinstance(optics, PairOptics)
+        key, test = self.state.link_key(b"fibre"), config.tests and measures
         self.hardware: FrontEnd = Hardware(config.end, config.fibre, key, digest, test=test)
         if config.records is not None:
             front = Recorded if config.front_end == "recorded" else Live
@@ -102,7 +109,7 @@ class LinkEnd:
         self.last_reason: str | None = None
         self._deliveries: deque[tuple[float, int]] = deque()
         self._verify_failures = 0
-        self._missed: deque[bool] = deque(maxlen=_WATCHED)
+        self._missed: deque[bool] = deque(maxlen=WATCHED)
         self.slowness: float | None = None
         """Wall seconds from one passed block to the next, per second that its pulses take on the real link."""
         self._last_passed: float | None = None
@@ -120,6 +127,11 @@ class LinkEnd:
         their count bounds what the link's keys add up to, whatever crashed; blocks that gave nothing count too."""
         security = self.preset.security
         return security.secrecy + security.correctness + TAGS * _FORGERY
+
+    @property
+    def most_refills(self) -> int:
+        """Tickets that a signed block may give, so that a key is left of it."""
+        return max(1, min(FIRST_REFILLS, (self.plan.length - 8 * KEY_BYTES) // (8 * TICKET_BYTES)))
 
     @property
     def keys_per_block(self) -> int:
@@ -159,6 +171,16 @@ class LinkEnd:
             return "the stock is full, nobody takes the keys: the link sleeps"
         return None
 
+    def authenticator(self, number: int, block: int) -> Authenticator:
+        """Burn the ticket ``number`` for a block, on disk, or the block's number where it is signed.
+
+        Raises :class:`BadFrame`, :class:`PadEmpty`.
+        """
+        if number != SIGNED or self.signers is None:
+            return self.state.spend(number, block)
+        self.state.spend_signed(block)
+        return SignedTicket(number, self.signers, self.session)
+
     def may_look_ahead(self) -> bool:
         """May the pulses of the next block fly while this one is distilled?  Not where it would find no room, and not
         after blocks that gave nothing: then the pause between blocks is kept."""
@@ -179,11 +201,11 @@ class LinkEnd:
         return 60.0 + 3.0 * self.preset.block_seconds
 
     def guard(self, readings: Readings | None) -> str | None:
-        """What Bob's monitors say of a block's readings: a sentence where one fires, or where there are none to look
-        at though a monitor is configured."""
+        """What this end's monitors say of a block's readings: a sentence where one fires, or where there
+        are none to look at though a monitor is configured."""
         if readings is not None:
-            optics = self.preset.optics
-            sentence = alarm(self.config.monitor, readings, None if isinstance(optics, PairOptics) else optics)
+            site = watched(self.preset.optics, int(self.config.end is End.B))
+            sentence = alarm(self.config.monitor, readings, site)
         else:
             missing = f'a record without readings, and monitor = "{self.config.monitor}" wants them'
             sentence = None if self.config.monitor == "none" else missing
@@ -196,6 +218,8 @@ class LinkEnd:
 
     def finish(self, outcome: Outcome, now: float) -> None:
         """Count a block and deliver what it gave.  ``now`` in seconds of a steady clock."""
+        if self.agreed.repeatable:
+            withhold(outcome)
         self.ledger.add(outcome.ledger)
         self.qber = outcome.qber if outcome.qber is not None else self.qber
         self.chsh = outcome.chsh[0] if outcome.chsh is not None else self.chsh
@@ -228,8 +252,9 @@ class LinkEnd:
         self._deliveries.append((now, len(outcome.keys) // KEY_BYTES))
         while now - self._deliveries[0][0] > _RATE_WINDOW:
             self._deliveries.popleft()
-        self.held.add(outcome.block)
-        self.device.publish(outcome.block, outcome.keys)
+        if not self.agreed.repeatable:  # keys that anybody can work out are nobody's
+            self.held.add(outcome.block)
+            self.device.publish(outcome.block, outcome.keys)
         for kind in ("qber", "device", "monitor", "authentication"):
             self._clear(kind)
         self.last_reason = None
@@ -237,16 +262,16 @@ class LinkEnd:
     def _fail(self, reason: Reason) -> None:
         self.failed += 1
         self.failures_in_a_row += 1
-        self.last_reason = _SENTENCES[reason]
-        kind = _ALARMS.get(reason)
+        self.last_reason = SENTENCES[reason]
+        kind = ALARMS.get(reason)
         if reason is Reason.VERIFY:
             self._verify_failures += 1
             kind = "qber" if self._verify_failures > 2 else None  # one frame in a thousand is chance
         self._missed.append(reason is Reason.STATISTICS)
-        if reason is Reason.STATISTICS and self.failures_in_a_row < 2 and sum(self._missed) <= _CHANCE:
+        if reason is Reason.STATISTICS and self.failures_in_a_row < 2 and sum(self._missed) <= CHANCE:
             kind = None  # chance, and no Eve in every other block; it gives nothing all the same
         if kind is not None:
-            detail = _SENTENCES[reason]
+            detail = SENTENCES[reason]
             if reason is Reason.QBER and self.qber is not None:
                 detail = f"{detail}: {100 * self.qber:.1f} %"
             self._raise(kind, detail)
@@ -294,6 +319,10 @@ class LinkEnd:
                 log.error("acknowledgement lost", reason=str(error))
             self.show()
 
+    @property
+    def authenticity(self) -> str:
+        return authenticity(signs=self.signers is not None, unproven=self.state.unproven)
+
     # Status
 
     def key_rate(self, now: float) -> float | None:
@@ -330,6 +359,7 @@ class LinkEnd:
             "end": self.end.value,
             "origin": Origin.SIMULATED.value,
             "warning": "SIMULATED: no quantum security",
+            "randomness": randomness(self.config),
             "preset": self.preset.name,
             "about": self.preset.about,
             "pace": self.hardware.pace,
@@ -345,6 +375,9 @@ class LinkEnd:
             "blocks_failed": self.failed,
             "tickets_left": self.state.tickets_left,
             "tickets_spent": self.state.spent,
+            "auth_bootstrap": self.agreed.auth_bootstrap,
+            "authenticity": self.authenticity,
+            "signed_blocks": self.state.signed_blocks,
             "error_budget_used": self.state.next_block * self.block_error,
             "error_budget": self.config.error_limit,
             "protocol": self.preset.protocol,
@@ -354,14 +387,3 @@ class LinkEnd:
             "ledger": self.ledger.as_dict(),
             "ledger_balance": self.ledger.balance(),
         }
-
-
-_SENTENCES = {
-    Reason.SHORT: "fewer detections than a block needs",
-    Reason.QBER: "too many errors in the check basis",
-    Reason.LEAK: "error correction needed more than its leak budget",
-    Reason.VERIFY: "the keys differed after error correction",
-    Reason.STATISTICS: "the block's statistics miss their thresholds",
-    Reason.MONITOR: "a monitor of Bob's detectors has fired",
-    Reason.CHSH: "the pairs do not violate Bell's inequality by five standard deviations",
-}

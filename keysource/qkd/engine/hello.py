@@ -39,7 +39,13 @@ class AgreedTerms:
 
     link: str
     owner: str
+    auth_bootstrap: str
+    """``psk`` or ``signature``."""
     preset: str
+    efficiency_tests: bool
+    """Do some of Bob's gates test his detectors (``monitor`` = efficiency or both)?"""
+    repeatable: bool
+    """Deterministic test mode: no key is delivered."""
     plan: str
     """Digest of plan, optics, error budget and proof."""
 

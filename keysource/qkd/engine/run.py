@@ -13,14 +13,20 @@ from pathlib import Path
 import structlog
 
 from keysource.base import End
+from keysource.qkd import randomness
 from keysource.qkd.config import Address, EndConfig, FibreConfig
 from keysource.qkd.engine.channel import Channel
 from keysource.qkd.engine.end import LinkEnd
 from keysource.qkd.engine.fibre import Fibre
+from keysource.qkd.engine.hello import MAX_HELLO
+from keysource.qkd.engine.introduce import Request
 from keysource.qkd.engine.leash import die_with_parent
+from keysource.qkd.engine.qrng import Qrng
 from keysource.qkd.engine.session import alice_session, bob_session, greet_alice, greet_bob, prove_alice
 from keysource.qkd.errors import BadFrame, Fatal, LinkError, LinkSettings, PeerLost
-from keysource.qkd.files import read_private
+from keysource.qkd.files import lock_folder, read_private, write_private
+from keysource.qkd.identity import Signers, load_signers
+from keysource.qkd.pad import HEAD_BYTES
 from keysource.qkd.presets import PRESETS
 from keysource.qkd.records import ASSUMPTIONS
 
@@ -45,7 +51,11 @@ async def run(config: EndConfig | FibreConfig) -> None:
 
 
 async def _end(config: EndConfig) -> None:
-    link = LinkEnd(config)
+    randomness.use(_draws(config))
+    signers = signers_of(config)
+    if signers is not None:
+        await _get_head(config, signers)
+    link = LinkEnd(config, signers)
     await link.start()
     log.info(
         "link end runs",
@@ -55,9 +65,11 @@ async def _end(config: EndConfig) -> None:
         keys_per_block=link.keys_per_block,
         warning="SIMULATED: no quantum security",
     )
-    if config.records is not None:
-        for sentence in ASSUMPTIONS:
-            log.warning("assumed of the device, checked by nothing", assumption=sentence)
+    if signers is not None:
+        log.warning("authenticity", rests_on=link.authenticity)
+    say = log.info if config.records is None else log.warning
+    for sentence in ASSUMPTIONS:
+        say("assumed of the devices, checked by nothing", assumption=sentence)
     try:
         async with asyncio.TaskGroup() as group:
             if config.spawn_fibre:
@@ -67,6 +79,57 @@ async def _end(config: EndConfig) -> None:
         raise errors.exceptions[0] from None
     finally:
         await link.aclose()
+
+
+def _draws(config: EndConfig) -> randomness.Draw:
+    """Where this site's choices come from.  Raises :class:`LinkSettings`, :class:`BadRandomness`."""
+    if config.test_seed is not None:
+        log.warning("deterministic test mode", delivers="no key")
+        return randomness.Repeatable(f"{config.end.value} {config.test_seed}")
+    if config.qrng is None:
+        return randomness.system
+    path, entropy = config.qrng
+    return randomness.Mixed(Qrng(path), entropy)
+
+
+def signers_of(config: EndConfig) -> Signers | None:
+    """Where the first block is signed.  Raises :class:`LinkSettings`."""
+    if config.identities is None:
+        return None
+    return load_signers(config.end, str(config.name), *config.identities)
+
+
+async def _get_head(config: EndConfig, signers: Signers) -> None:
+    """The link's first secret: Alice draws it, Bob asks her for it until he has it."""
+    descriptor = lock_folder(config.state)
+    try:
+        if not config.auth_key.exists():
+            mine = config.end is End.A
+            head = os.urandom(HEAD_BYTES) if mine else await _asked(config.classical, signers)
+            write_private(config.auth_key, head)
+    except OSError as error:
+        raise LinkSettings(f"{config.auth_key}: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+
+
+async def _asked(address: Address, signers: Signers) -> bytes:
+    wait, said = _FIRST_WAIT, ""
+    while True:
+        try:
+            channel = await _dial(address)
+            try:
+                request = Request(signers)
+                await channel.send(request.frame())
+                return request.take_answer_untrusted(await channel.receive(5.0, MAX_HELLO))
+            finally:
+                await channel.aclose()
+        except LinkError as error:
+            if str(error) != said:
+                log.info("not introduced yet", reason=str(error))
+            said = str(error)
+        await asyncio.sleep(wait)
+        wait = min(2 * wait, _LONGEST_WAIT)
 
 
 class Listener:

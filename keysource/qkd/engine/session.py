@@ -21,13 +21,15 @@ from keysource.qkd.engine.drive import drive
 from keysource.qkd.engine.end import LinkEnd
 from keysource.qkd.engine.hardware import RUN_BYTES
 from keysource.qkd.engine.hello import MAX_HELLO, Greeting, lost_blocks
+from keysource.qkd.engine.introduce import answer_untrusted
 from keysource.qkd.errors import BadFrame, Disagreement, Forged, LinkError, PeerLost
-from keysource.qkd.pad import Claims
+from keysource.qkd.pad import SIGNED, Claims
 
 _POLL = 0.05
 _PING_EVERY = 3.0
 _IDLE_PATIENCE = 15.0
 _HELLO_PATIENCE = 5.0
+SESSION_BYTES = 32
 
 
 async def greet_bob(link: LinkEnd, channel: Channel) -> None:
@@ -42,13 +44,18 @@ async def greet_bob(link: LinkEnd, channel: Channel) -> None:
     await channel.send(greeting.claims(mine))
     theirs = greeting.take_claims_untrusted(await channel.receive(_HELLO_PATIENCE, MAX_HELLO))
     _settle(link, mine, theirs)
-    link.hardware.run = greeting.run(RUN_BYTES)
+    _name_session(link, greeting)
 
 
 async def prove_alice(link: LinkEnd, channel: Channel) -> tuple[Greeting, Claims]:
-    """Alice's greeting up to Bob's proof; her claims follow when the old session has ended."""
+    """Alice's greeting up to Bob's proof; her claims follow when the old session has ended.  A Bob who has no secret
+    of this link yet, and signs for it, gets it and nothing else."""
     greeting = Greeting(End.A, link.state.link_key(b"hello"), link.agreed)
-    greeting.take_hello_untrusted(await channel.receive(_HELLO_PATIENCE, MAX_HELLO))
+    first = await channel.receive(_HELLO_PATIENCE, MAX_HELLO)
+    if first.kind is Kind.INTRODUCE and link.signers is not None:
+        await channel.send(answer_untrusted(link.signers, link.state.head, first))
+        raise PeerLost("the other end has been given the link's first secret and will come again")
+    greeting.take_hello_untrusted(first)
     await channel.send(greeting.hello())
     proof = await channel.receive(_HELLO_PATIENCE, MAX_HELLO)
     try:
@@ -62,7 +69,12 @@ async def greet_alice(link: LinkEnd, channel: Channel, greeting: Greeting, their
     mine = link.state.claims(frozenset(link.held))
     await channel.send(greeting.claims(mine))
     _settle(link, mine, theirs)
-    link.hardware.run = greeting.run(RUN_BYTES)
+    _name_session(link, greeting)
+
+
+def _name_session(link: LinkEnd, greeting: Greeting) -> None:
+    link.session = greeting.run(SESSION_BYTES)
+    link.hardware.run = link.session[:RUN_BYTES]
 
 
 def _settle(link: LinkEnd, mine: Claims, theirs: Claims) -> None:
@@ -82,10 +94,11 @@ async def alice_session(link: LinkEnd, channel: Channel) -> None:
             await _until_ready(link, channel, link.pause)
             state = link.state
             number, block = state.next_ticket(), state.next_block
-            refills = state.refills_wanted()
-            ticket = state.spend(number, block)
-            start = Start(block, number, state.spent, refills)
-            await _block(link, channel, AliceBlock(link.terms, start, ticket), ahead)
+            refills = state.refills_wanted(link.most_refills)
+            ticket = link.authenticator(number, block)
+            party = AliceBlock(link.terms, Start(block, number, state.spent, refills), ticket)
+            party.guard = link.guard
+            await _block(link, channel, party, ahead)
 
 
 async def bob_session(link: LinkEnd, channel: Channel) -> None:
@@ -95,9 +108,10 @@ async def bob_session(link: LinkEnd, channel: Channel) -> None:
             await _until_ready(link, channel)
             await channel.send(Frame(Kind.INVITE))
             start = Start.from_untrusted((await _idle(channel, Kind.START)).payload)
-            if start.refills != link.state.refills_wanted():
+            link.state.next_ticket()  # where it is used up the process says so; that is no forgery
+            if start.refills != link.state.refills_wanted(link.most_refills):
                 raise BadFrame("a block with another refill than ours")
-            ticket = link.state.spend(start.ticket, start.block)
+            ticket = link.authenticator(start.ticket, start.block)
             party = BobBlock(link.terms, start, ticket)
             party.spent = link.state.spent
             party.guard = link.guard
@@ -124,7 +138,9 @@ async def _block(link: LinkEnd, channel: Channel, party: Party, ahead: Ahead) ->
     """One block to its end.  An error burns its ticket and ends the connection."""
 
     def keep(tickets: list[bytes]) -> None:
-        link.state.refill(party.block, tickets)
+        if link.agreed.repeatable:
+            return  # pad that anybody can work out is none
+        link.state.refill(party.block, tickets, signed=party.ticket.number == SIGNED)
 
     try:
         party.seed = await ahead.seed(party.block)

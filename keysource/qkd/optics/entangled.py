@@ -17,10 +17,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from keysource.qkd.optics.blinding import Blinding
 from keysource.qkd.optics.detectors import Clicks, Receiver, bits_of
 from keysource.qkd.optics.eve import Eve, InterceptResend
 from keysource.qkd.optics.model import Optics, Recovery, Stretch
-from keysource.qkd.optics.monitors import Readings, read
+from keysource.qkd.optics.monitors import ATTENUATOR, TEST_SHARE, Readings, read
+from keysource.qkd.optics.pairblinding import faked_pairs
 from keysource.qkd.optics.pairs import MOST, PairLink, at_bob
 from keysource.qkd.optics.sampler import Detections, candidates
 from keysource.qkd.optics.settings import Positions, ReceiverSeed
@@ -113,10 +115,18 @@ class PairOptics:
     def singles(self) -> tuple[float, float]:
         """(Alice, Bob): detections per pulse, whatever the other has."""
         dead = self.recovery.dead_gates(self.pulse_rate)
-        quiet, link = (1.0 - self.dark) ** 2, self.link
-        light = (1.0 - quiet / (1.0 + eta * self.pairs / 2.0) ** 2 for eta in (link.eta_a, link.eta_b))
-        alice, bob = (p / (1.0 + p * dead) for p in light)
+        alice, bob = (p / (1.0 + p * dead) for p in (self.lit(1.0, 0), self.lit(1.0, 1)))
         return alice, bob
+
+    def lit(self, transmission: float, site: int) -> float:
+        """Clicks per pulse of detectors that are always ready, at Alice's (``site`` 0) or Bob's (1), behind an
+        attenuator."""
+        eta = transmission * (self.link.eta_a, self.link.eta_b)[site]
+        return 1.0 - (1.0 - self.dark) ** 2 / (1.0 + eta * self.pairs / 2.0) ** 2
+
+    def ready_gain(self) -> float:
+        """Coincidences per pulse of detectors that are always ready."""
+        return self._closed().gain()
 
     def live(self) -> float:
         """Share of the gates in which both sites' detectors are on, at least: their pauses are counted as unrelated,
@@ -131,7 +141,7 @@ class PairOptics:
 
     def mean_gain(self) -> float:
         """Coincidences per pulse."""
-        return self._closed().gain() * self.live()
+        return self.ready_gain() * self.live()
 
     def mean_qber(self) -> float:
         """Error ratio of coincidences in the same basis."""
@@ -152,6 +162,24 @@ class PairOptics:
 AnyOptics = Optics | PairOptics
 
 
+@dataclass(frozen=True, slots=True)
+class PairSite:
+    """One site of a link of pairs, as a monitor there knows it: Alice's (``site`` 0) or Bob's (1)."""
+
+    optics: PairOptics
+    site: int
+
+    def expected_share(self) -> float:
+        """Share of all clicks that an honest link has in gates with the attenuator in."""
+        weak, plain = (self.optics.lit(transmission, self.site) for transmission in (ATTENUATOR, 1.0))
+        return TEST_SHARE * weak / (TEST_SHARE * weak + (1.0 - TEST_SHARE) * plain)
+
+
+def watched(optics: AnyOptics, site: int) -> Optics | PairSite:
+    """What a monitor at Alice's (0) or Bob's (1) compares its readings with."""
+    return optics if isinstance(optics, Optics) else PairSite(optics, site)
+
+
 # Both sites' clicks
 
 
@@ -165,6 +193,9 @@ def detect_pairs(
     receivers: tuple[Receiver, Receiver] | None = None,
 ) -> tuple[Detections, Detections]:
     """Fly the pulses ``span`` = (first, count): what Alice's and what Bob's electronics report."""
+    both = receivers or _receivers(optics)
+    if isinstance(eve, Blinding) and eve.fraction > 0.0:
+        return _blinded(optics, (alice, bob), span, eve, nature, both)
     link, (first, count) = optics.link, span
     empty, quiet = 1.0 / (1.0 + link.pairs / 2.0) ** 2, (1.0 - link.dark) ** 4
     something = 1.0 - empty * quiet
@@ -176,12 +207,29 @@ def detect_pairs(
     alone = np.flatnonzero(~lit)
     darks[:, alone] = _some_dark(link.dark, len(alone), nature)
     sites = []
-    both = receivers or _receivers(optics)
     for site, (seed, receiver) in enumerate(zip((alice, bob), both, strict=True)):
         ports = darks[2 * site : 2 * site + 2].copy()
         ports[:, photons] |= taps[site]
-        sites.append(_report(positions, ports, seed, span, optics, receiver, nature))
+        pattern = ports[0].astype(np.uint8) + ports[1].astype(np.uint8) * np.uint8(2)
+        clicked = np.flatnonzero(pattern)
+        clicks = Clicks(positions[clicked].astype(np.int64), pattern[clicked])
+        sites.append(_report(clicks, seed, span, optics, receiver, nature)[0])
     return sites[0], sites[1]
+
+
+def _blinded(
+    optics: PairOptics,
+    seeds: tuple[ReceiverSeed, ReceiverSeed],
+    span: tuple[int, int],
+    eve: Blinding,
+    nature: np.random.Generator,
+    receivers: tuple[Receiver, Receiver],
+) -> tuple[Detections, Detections]:
+    """With Eve's notes on what Bob's detectors report."""
+    faked = faked_pairs(optics, seeds, span, eve, nature)
+    alice, _light = _report(faked[0].clicks, seeds[0], span, optics, receivers[0], nature, eve.current())
+    bob, light = _report(faked[1].clicks, seeds[1], span, optics, receivers[1], nature, eve.current())
+    return alice, replace(bob, notes=faked[1].notes(light))
 
 
 def _receivers(optics: PairOptics) -> tuple[Receiver, Receiver]:
@@ -200,8 +248,16 @@ def _photons(
     at = ANGLES[seeds[0].angles(positions)], ANGLES[seeds[1].angles(positions)]
     intercepted = eve.fraction if isinstance(eve, InterceptResend) else 0.0
     there = at_bob(link, (first, second), at, intercepted, nature)
-    here = np.stack([nature.binomial(number, link.eta_a) > 0 for number in (first, second)])
-    return here, np.stack([nature.binomial(number, link.eta_b) > 0 for number in there])
+    eta_a, eta_b = link.eta_a * _passing(seeds[0], positions), link.eta_b * _passing(seeds[1], positions)
+    here = np.stack([nature.binomial(number, eta_a) > 0 for number in (first, second)])
+    return here, np.stack([nature.binomial(number, eta_b) > 0 for number in there])
+
+
+def _passing(seed: ReceiverSeed, positions: Positions) -> npt.NDArray[np.float64] | float:
+    """Transmission of a site's attenuator in each gate."""
+    if seed.test_share <= 0.0:
+        return 1.0
+    return np.where(seed.both(positions)[1] == 1, ATTENUATOR, 1.0)
 
 
 def _numbers(
@@ -230,18 +286,19 @@ def _some_dark(dark: float, count: int, nature: np.random.Generator) -> npt.NDAr
 
 
 def _report(
-    positions: Positions,
-    ports: npt.NDArray[np.bool_],
+    clicks: Clicks,
     seed: ReceiverSeed,
     span: tuple[int, int],
     optics: PairOptics,
     receiver: Receiver,
     nature: np.random.Generator,
-) -> Detections:
-    """One site's clicks through its detectors' dead time, as a record."""
-    pattern = ports[0].astype(np.uint8) + ports[1].astype(np.uint8) * np.uint8(2)
-    clicked = np.flatnonzero(pattern)
-    clicks = Clicks(positions[clicked].astype(np.int64), pattern[clicked])
-    fired, _light = receiver.take(clicks, span[0] + span[1], nature)
-    readings: Readings = read(len(fired.gates), 0, span[1] / optics.pulse_rate, 0.0)
-    return Detections(fired.gates.astype(np.uint64), bits_of(fired.ports, nature), None, readings)
+    current: float = 0.0,
+) -> tuple[Detections, npt.NDArray[np.int64]]:
+    """(one site's clicks through its detectors' dead time as a record, which click each detection is).  ``current``:
+    what somebody's bright light causes."""
+    fired, light = receiver.take(clicks, span[0] + span[1], nature)
+    positions, bits = fired.gates.astype(np.uint64), bits_of(fired.ports, nature)
+    tested = seed.both(positions)[1] if seed.test_share > 0.0 else np.zeros(len(positions), dtype=np.uint8)
+    readings: Readings = read(len(positions), int(tested.sum()), span[1] / optics.pulse_rate, current)
+    plain = np.flatnonzero(tested == 0)  # test gates are no key: chosen before anything was measured
+    return Detections(positions[plain], bits[plain], None, readings), light[plain]

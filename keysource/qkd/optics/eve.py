@@ -10,7 +10,7 @@ intercept-resend     measures in a random basis, sends on as many photons in the
 photon-number        counts photons; keeps one of several and sends the rest over a line without loss, blocks single
                      photons so that the gain stays: no errors, but the decoys' gain is not what it was
 beam-splitting       keeps what the fibre would have lost, sends the rest over a line without loss: no trace at all
-blinding             ``optics.blinding``
+blinding             ``optics.blinding``; of pairs ``optics.pairblinding``
 ===================  ============================================================================================
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from keysource.qkd.optics.blinding import Blinding
 from keysource.qkd.optics.detectors import Receiver
 from keysource.qkd.optics.entangled import AnyOptics, PairOptics, detect_pairs
 from keysource.qkd.optics.eve import Eve, InterceptResend
@@ -37,8 +38,10 @@ class WeakPulses:
 class EntangledPairs:
     """Both sites measure."""
 
-    def __init__(self, optics: PairOptics, alice: bytes, bob: bytes) -> None:
-        self.seeds = ReceiverSeed(alice, optics.p_z), ReceiverSeed(bob, optics.p_z, chsh=optics.chsh)
+    def __init__(self, optics: PairOptics, alice: bytes, bob: bytes, *, test: bool) -> None:
+        """``test``: an attenuator is in some of the gates of each site."""
+        share = TEST_SHARE if test else 0.0
+        self.seeds = ReceiverSeed(alice, optics.p_z, share), ReceiverSeed(bob, optics.p_z, share, optics.chsh)
         self._detectors = tuple(Receiver(optics.recovery, optics.pulse_rate) for _ in self.seeds)
         self._parts: list[tuple[Detections, Detections]] = []
 
@@ -60,11 +63,10 @@ Flight = WeakPulses | EntangledPairs
 
 def make_flight(optics: AnyOptics, alice: bytes, bob: bytes, *, test: bool = False) -> Flight:
     if isinstance(optics, PairOptics):
-        return EntangledPairs(optics, alice, bob)
+        return EntangledPairs(optics, alice, bob, test=test)
     return WeakPulses(optics, alice, bob, test=test)
 
 
 def acts_on(eve: Eve, optics: AnyOptics) -> bool:
-    """Does this attack have a meaning on this link?  The others need pulses of many photons, or fake Bob's clicks in
-    a way that is modelled for weak pulses only."""
-    return isinstance(optics, Optics) or eve.fraction <= 0.0 or isinstance(eve, InterceptResend)
+    """Does this attack have a meaning on this link?  The others need pulses of many photons."""
+    return isinstance(optics, Optics) or eve.fraction <= 0.0 or isinstance(eve, InterceptResend | Blinding)

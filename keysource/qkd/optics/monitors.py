@@ -1,10 +1,11 @@
-"""Bob's guards against bright light: an average photocurrent, and gates with an attenuator at random.
+"""A receiver's guards against bright light: an average photocurrent, and gates with an attenuator at random.  On a
+link of pairs both sites have them.
 
 Neither is part of any proof; each is a patch against attacks that are known.  A monitor says only what its physics
 says (``optics.blinding`` lists which attack it misses).
 
 *photocurrent*: the mean current through both diodes over a block; an avalanche moves about 10^6 electrons.
-*efficiency*: in 5 % of the gates, from Bob's own seed, an attenuator takes the detectors' efficiency down to 70 %.
+*efficiency*: in 5 % of the gates, from the site's own seed, an attenuator takes the efficiency down to 70 %.
 An honest link then clicks there in the share :func:`expected_share`; the count over a block is binomial.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from keysource.qkd.optics.model import Optics
 
@@ -58,12 +59,18 @@ def expected_share(optics: Optics) -> float:
     return TEST_SHARE * weak / (TEST_SHARE * weak + (1.0 - TEST_SHARE) * plain)
 
 
-def alarm(monitor: Monitor, readings: Readings, optics: Optics | None) -> str | None:
-    """A sentence where the monitor fires.  ``optics`` None: a link of pairs, which has no test of the efficiency."""
+class Watched(Protocol):
+    """A receiver whose honest clicks are known."""
+
+    def expected_share(self) -> float: ...
+
+
+def alarm(monitor: Monitor, readings: Readings, optics: Optics | Watched) -> str | None:
+    """A sentence where the monitor fires.  ``optics``: the link of weak pulses, or one site of a link of pairs."""
     if monitor in ("photocurrent", "both") and readings.current > CURRENT_LIMIT:
         return f"mean photocurrent {1e6 * readings.current:.2g} uA, limit {1e6 * CURRENT_LIMIT:.2g} uA"
-    if optics is not None and monitor in ("efficiency", "both"):
-        share = expected_share(optics)
+    if monitor in ("efficiency", "both"):
+        share = expected_share(optics) if isinstance(optics, Optics) else optics.expected_share()
         mean, spread = readings.clicks * share, math.sqrt(readings.clicks * share * (1.0 - share))
         if abs(readings.tested - mean) > DEVIATIONS * spread + 1.0:
             return f"{readings.tested} clicks in attenuated gates, expected {mean:.0f}, deviation {spread:.0f}"

@@ -7,7 +7,6 @@ detects.  To give the seed to the fibre is to tell it the settings, as the site'
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from keysource.qkd.randomness import draw
 
 SEED_BYTES = 32
 Positions = npt.NDArray[np.uint64]
@@ -25,7 +26,7 @@ _PIECE = 1 << 13
 
 def fresh_seed() -> bytes:
     """A block seed.  Never from a statistical generator."""
-    return os.urandom(SEED_BYTES)
+    return draw(SEED_BYTES)
 
 
 def keystream(seed: bytes, positions: Positions) -> Words:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from keysource.qkd.errors import LinkSettings
+from keysource.qkd.optics.entangled import AnyOptics, PairOptics
 from keysource.qkd.optics.model import Optics
+from keysource.qkd.rates import stand, tomamichel, twodecoy
 from keysource.qkd.rates.asymptotic import (
     Pairs,
     ThresholdChannel,
@@ -16,19 +18,24 @@ from keysource.qkd.rates.asymptotic import (
     one_decoy,
     one_node,
     plob,
+    two_decoys,
     vacuum_and_weak,
 )
-from keysource.qkd.rates.expected import one_decoy_finite
-from keysource.qkd.rates.finite import DELIVERING, Decoy, Security
+from keysource.qkd.rates.expected import delivering_finite, one_decoy_finite
+from keysource.qkd.rates.finite import DELIVERING, Security
 from keysource.qkd.rates.lim2014 import Line, Settings, Three, evaluate
-from keysource.qkd.rates.optimise import Point, maximise
+from keysource.qkd.rates.optimise import maximise
+from keysource.qkd.rates.proofs import proof_name
+from keysource.qkd.rates.twodecoy import TwoDecoy
 
-FINITE = ("wiesemann2024", "rusca2018", "lim2014")
+DELIVERS = (DELIVERING, twodecoy.NAME, tomamichel.NAME)
+"""One per protocol: one decoy, two decoys, pairs."""
+FINITE = (*DELIVERS, "rusca2018", "lim2014")
 BOUNDS = ("plob", "one-node")
-ANALYSES = (*FINITE, "one-decoy", "vacuum-weak", "infinite", "no-decoys", "bbm92", *BOUNDS)
+PAIRS = (tomamichel.NAME, "bbm92")
+THREE = (twodecoy.NAME, "lim2014", "two-decoys")
+ANALYSES = (*FINITE, "one-decoy", "two-decoys", "vacuum-weak", "infinite", "no-decoys", "bbm92", *BOUNDS)
 PAPER_ERRORS = Security()
-VACUUM = 2e-4
-"""The third intensity of ``lim2014``, with three tenths of the pulses that are no signal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,63 +43,92 @@ class Curve:
     """``f``: efficiency of error correction; ``n_z``: key-basis bits of a block, for finite analyses."""
 
     analysis: str
-    optics: Optics
+    optics: AnyOptics
     f: float = 1.16
     n_z: float = 1e7
     security: Security = PAPER_ERRORS
     optimise: bool = False
 
     def at(self, km: float) -> tuple[float, dict[str, float]]:
-        """(secret bits per pulse at this distance, the settings that give it)."""
-        optics = replace(self.optics, distance_km=km)
-        if self.optimise and self.analysis not in (*BOUNDS, "bbm92", "no-decoys"):
-            return self._best(optics)
-        return self._rate(optics), _settings(optics)
+        """(secret bits per pulse at this distance, the settings that give it).
 
-    def _rate(self, optics: Optics) -> float:
+        Raises :class:`LinkSettings` for an analysis that says nothing of this kind of link.
+        """
+        optics = self._seen(stand.at_km(self.optics, km))
+        if self.optimise and self.analysis not in (*BOUNDS, "no-decoys"):
+            return self._best(optics)
+        if self.analysis in PAIRS and isinstance(self.optics, Optics):
+            return self._best(optics, rounds=60)  # it has no source of pairs: the best one stands for it
+        return self._rate(optics), stand.settings(optics)
+
+    def _seen(self, optics: AnyOptics) -> AnyOptics:
+        if self.analysis in BOUNDS:
+            return optics
+        if self.analysis in PAIRS:
+            return stand.pair_link(optics)
+        if self.analysis in THREE:
+            return stand.two_decoy_link(optics, self.analysis)
+        if self.analysis in ("infinite", "no-decoys"):  # of the signal alone
+            return stand.weak(optics, self.analysis)
+        return stand.one_decoy_link(optics, self.analysis)
+
+    def _rate(self, optics: AnyOptics) -> float:
+        if self.analysis in BOUNDS:
+            line = optics.line * (optics.line_a if isinstance(optics, PairOptics) else 1.0)
+            return plob(line) if self.analysis == "plob" else one_node(line)
+        if self.analysis in DELIVERS:
+            return delivering_finite(optics, self.n_z, self.security, self.f)
+        return self._pairs(optics) if isinstance(optics, PairOptics) else self._weak(optics)
+
+    def _pairs(self, optics: PairOptics) -> float:
+        link, dark = optics.link, 1.0 - (1.0 - optics.dark) ** 2
+        closed = Pairs(link.pairs, link.eta_a, link.eta_b, dark, dark, link.e_d)
+        return closed.rate(f=self.f, q=optics.p_z**2 * optics.live() * (1.0 - optics.chsh))
+
+    def _weak(self, optics: Optics) -> float:
         channel, mu, nu, q = ThresholdChannel(optics), optics.decoy.mu1, optics.decoy.mu2, optics.p_z**2
-        half = 10.0 ** (-optics.attenuation * optics.distance_km / 20.0) * optics.detector
         rates: dict[str, Callable[[], float]] = {
-            "wiesemann2024": lambda: one_decoy_finite(optics, self.n_z, self.security, "wiesemann2024", self.f),
             "rusca2018": lambda: one_decoy_finite(optics, self.n_z, self.security, "rusca2018", self.f),
             "one-decoy": lambda: one_decoy(channel, mu, nu, f=self.f, q=q),
+            "two-decoys": lambda: two_decoys(channel, _three(optics), f=self.f, q=q),
             "vacuum-weak": lambda: vacuum_and_weak(channel, mu, nu, f=self.f, q=q),
             "infinite": lambda: infinite_decoys(channel, mu, f=self.f, q=q),
             "lim2014": lambda: self._lim(optics),
             "no-decoys": lambda: max(no_decoys(channel, optics.eta * k / 100, f=self.f, q=q) for k in range(1, 200)),
-            "bbm92": lambda: max(
-                Pairs(k / 200, half, half, channel.y0, channel.y0, optics.misalignment).rate(f=self.f)
-                for k in range(1, 80)
-            ),
-            "plob": lambda: plob(optics.line),
-            "one-node": lambda: one_node(optics.line),
         }
         return rates[self.analysis]()
 
     def _lim(self, optics: Optics) -> float:
-        decoy, recovery = optics.decoy, optics.recovery
-        mu = Three(decoy.mu1, decoy.mu2, VACUUM)
-        chosen = Settings(mu, Three(decoy.p1, (1.0 - decoy.p1) * 0.7, (1.0 - decoy.p1) * 0.3), optics.p_z)
+        recovery = optics.recovery
+        chosen = Settings(Three(*optics.intensities), Three(*optics.probabilities), optics.p_z)
         parts = optics.detector, optics.dark, recovery.after_pulse, optics.misalignment, optics.attenuation
         line = Line(optics.distance_km, *parts, self.f)
         if not chosen.sound:
             return 0.0
         return evaluate(line, chosen, self.n_z, self.security.secrecy, self.security.correctness).rate
 
-    def _best(self, optics: Optics) -> tuple[float, dict[str, float]]:
-        def chosen(point: Point) -> Optics:
-            mu1, share, p1, p_z = point
-            return replace(optics, decoy=Decoy(mu1, share * mu1, p1), p_z=p_z)
+    def _best(self, optics: AnyOptics, rounds: int = 250) -> tuple[float, dict[str, float]]:
+        limits, starts = stand.box(optics)
+        point, rate = maximise(lambda p: self._rate(stand.turned(optics, p)), limits, starts, rounds=rounds)
+        return rate, stand.settings(stand.turned(optics, point) if rate > 0.0 else optics)
 
-        box = [(0.05, 1.0), (0.02, 0.95), (0.01, 0.99), (0.1, 0.999)]
-        start = (optics.decoy.mu1, optics.decoy.mu2 / optics.decoy.mu1, optics.decoy.p1, optics.p_z)
-        point, rate = maximise(lambda p: self._rate(chosen(p)), box, [start, (0.45, 0.35, 0.65, 0.9)], rounds=250)
-        return rate, _settings(chosen(point) if rate > 0.0 else optics)
+
+def _three(optics: Optics) -> tuple[float, float, float]:
+    mu1, mu2, mu3 = optics.intensities
+    return mu1, mu2, mu3
+
+
+def usual(optics: AnyOptics) -> list[str]:
+    """The analyses that say most of a link of this kind: the one that delivers, without finite size, the bound."""
+    if isinstance(optics, PairOptics):
+        return [tomamichel.NAME, "bbm92", "plob"]
+    more = ["two-decoys"] if isinstance(optics.decoy, TwoDecoy) else []
+    return [proof_name(optics.source), *more, "infinite", "plob"]
 
 
 def claim(analysis: str) -> str:
     """What a curve under this analysis is worth, in a few words."""
-    if analysis == DELIVERING:
+    if analysis in DELIVERS:
         return "finite key; the analysis that delivers keys"
     if analysis in FINITE:
         return "finite key, for curves only"
@@ -121,7 +157,3 @@ def plot(
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
         raise LinkSettings(f"{path}: {error}") from None
-
-
-def _settings(optics: Optics) -> dict[str, float]:
-    return {"mu1": optics.decoy.mu1, "mu2": optics.decoy.mu2, "p1": optics.decoy.p1, "p_z": optics.p_z}

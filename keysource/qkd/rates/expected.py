@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from keysource.qkd.optics.entangled import AnyOptics
 from keysource.qkd.optics.model import Optics
+from keysource.qkd.rates import proofs
 from keysource.qkd.rates.entropy import binary_entropy
 from keysource.qkd.rates.finite import Counts, Decoy, Pair, Security, bounds, secret_bits
+from keysource.qkd.rates.proofs import judge
 
 
 def expected_counts(optics: Optics, n_z: float) -> Counts:
@@ -33,6 +36,15 @@ def sifted_per_pulse(optics: Optics, *, as_published: bool = False) -> float:
     light = sum(p * optics.light_gain(mu) for p, mu in zip(optics.probabilities, optics.intensities, strict=True))
     sifted = light * optics.p_z**2
     return sifted / (1.0 + sifted * optics.recovery.dead_gates(optics.pulse_rate))
+
+
+def delivering_finite(optics: AnyOptics, n_z: float, security: Security, f: float = 1.16) -> float:
+    """Secret bits per pulse under the proof that delivers keys over a link with this source, error correction at f
+    times Shannon's limit."""
+    n_x = n_z * ((1.0 - optics.p_z) / optics.p_z) ** 2
+    found = judge(optics.source, optics.expected(n_z, n_x), security)
+    leak = f * n_z * binary_entropy(optics.mean_qber())
+    return proofs.secret_bits(optics.source, found, leak, security) * optics.sifted()[0] / n_z
 
 
 def one_decoy_finite(

@@ -4,9 +4,20 @@ The proof is that of arXiv:2405.16578, as for one decoy: a fixed length, thresho
 on vacuum events, sampling by Serfling's original form.  The decoy bounds are those of Lim 2014 with Hoeffding's
 deviation in every count; unlike one decoy they need no errors of the key basis.
 
-The error budget is cut into :data:`TERMS` equal parts, the whole count of Lim 2014.  It holds ten one-sided
-deviations for the two bounds on single photons, two for their errors, one for the sampling, and eight for splitting
-the smooth entropy twice; without a claim on vacuum it is split only once, so fewer would do: this is the safe side.
+The error budget.  Write e = eps_sec / :data:`TERMS`.  A key of l bits is 2 s + v secret (leftover hashing), where s
+smooths the min-entropy of the corrected key and v <= e is what hashing to l <= H - 2 log2(1 / (2 e)) leaves.  The key
+consists of the bits of single photons and the others; one chain rule takes the others off, of which nothing is
+claimed, neither of several photons nor of none::
+
+    H_s(key) >= H_a(singles) - log2(2 / b^2),   s = a + b,   a = b = e
+
+The singles have s_z1 (1 - h(phi)) bits by the uncertainty relation, smoothed by a: their phase errors in Z lie above
+phi with probability a^2 at most, and in Serfling's bound ln(1 / a^2) = 2 ln(1 / e) makes
+:func:`~.finite.gamma_serfling`.  Both costs together are 4 log2(1 / e) - 1 = 4 log2(1 / (e 2^(1/4))):
+:func:`constant_cost`.  All this holds where the decoy bounds do, and they fail where one of the deviations they are
+built of does, each with probability e.
+:data:`COUNTED` names every term: 17, and 19 for who prefers the chain rule's other order, in which a counts twice.
+The budget is cut into 21, as Lim 2014 needs them for a second chain rule (a claim on vacuum events): the safe side.
 """
 
 from __future__ import annotations
@@ -19,6 +30,17 @@ from keysource.qkd.rates.entropy import binary_entropy
 from keysource.qkd.rates.finite import Bounds, Counts, Security, Tally, deviation, gamma_serfling
 
 TERMS = 21.0
+COUNTED = {
+    "2 a: phase errors of the key's singles, sampled by the check's": 2,
+    "2 b: the chain rule that takes off the bits that are no singles": 2,
+    "v: leftover hashing": 1,
+    "s_z1: mu2 in Z not fewer than expected, mu3 not more, mu1 not more": 3,
+    "s_z1: its vacuum events, mu3 in Z not fewer, mu2 not more": 2,
+    "s_x1: mu2 in X not fewer than expected, mu3 not more, mu1 not more": 3,
+    "s_x1: its vacuum events, mu3 in X not fewer, mu2 not more": 2,
+    "v_x1: errors of mu2 in X not more than expected, of mu3 not fewer": 2,
+}
+"""How many parts of the error budget each statement takes; the bounds below need no others."""
 NAME = "wiesemann2024-2decoy"
 
 

@@ -23,6 +23,12 @@ from keysource.simulated.link_file import link_toml, write_link_file
 from keysource.simulated.source import SimulatedSettings, SimulatedSource
 
 LINK = {"role": "left", "listen": "127.0.0.1:1", "auth_key": "link.key"}
+SIGNS = {k: v for k, v in LINK.items() if k != "auth_key"} | {
+    "auth_bootstrap": "signature",
+    "name": "l",
+    "identity": "me.pem",
+    "peer_identity": "peer.pub",
+}
 
 
 def context(folder: Path) -> SourceContext:
@@ -86,6 +92,10 @@ async def drawn(source: KeySource) -> Key:
         ({"socket": "x" * 200}, "socket", "107"),
         (LINK | {"listen": "::1:80"}, "listen", "brackets"),
         (LINK | {"fibre": "h"}, "fibre", "HOST:PORT"),
+        (LINK | {"auth_bootstrap": "signature"}, "", '"name" is missing'),
+        (SIGNS | {"auth_key": "k"}, "", '"auth_key" has no place beside auth_bootstrap'),
+        (LINK | {"identity": "i"}, "", '"identity" has no place beside auth_bootstrap'),
+        ({"socket": "x", "peer_identity": "p"}, "", '"peer_identity" has no place beside'),
     ],
 )
 def test_wrong_table_is_one_sentence(table: dict[str, object], key: str, words: str, tmp_path: Path) -> None:
@@ -106,11 +116,29 @@ def test_generated_file_is_what_the_link_reads(tmp_path: Path) -> None:
 
     settings = SimulatedSettings(**LINK, owner=Owner.B, fibre="[::1]:9")  # type: ignore[arg-type]
     file = tmp_path / "link.toml"
-    write_link_file(file, link_toml(settings.model_dump(), tmp_path / "link.key", tmp_path / "s", context(tmp_path)))
+    keys = {"auth_key": tmp_path / "link.key"}
+    write_link_file(file, link_toml(settings.model_dump(), keys, tmp_path / "s", context(tmp_path)))
     config = load(file)
     assert isinstance(config, EndConfig)
     assert (config.end, config.owner, str(config.classical)) == (End.A, Owner.B, "127.0.0.1:1")
     assert (config.auth_key, config.socket, str(config.fibre)) == (tmp_path / "link.key", tmp_path / "s", "[::1]:9")
+
+
+def test_generated_file_of_a_signing_end_is_what_the_link_reads(tmp_path: Path) -> None:
+    from keysource.qkd.config import EndConfig, load
+
+    settings, file = SimulatedSettings(**SIGNS), tmp_path / "link.toml"  # type: ignore[arg-type]
+    keys = {"identity": tmp_path / "me.pem", "peer_identity": tmp_path / "peer.pub"}
+    write_link_file(file, link_toml(settings.model_dump(), keys, tmp_path / "s", context(tmp_path)))
+    config = load(file)
+    assert isinstance(config, EndConfig) and config.name == "l"
+    assert config.identities == (tmp_path / "me.pem", tmp_path / "peer.pub")
+
+
+async def test_missing_identity_is_named_at_start(tmp_path: Path) -> None:
+    with pytest.raises(BadSettings, match="No such file") as caught:
+        await SimulatedSource(SIGNS, context(tmp_path)).start()
+    assert caught.value.key == "identity"
 
 
 async def test_missing_auth_key_is_named_at_start(tmp_path: Path) -> None:
