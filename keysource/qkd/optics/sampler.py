@@ -151,8 +151,8 @@ def _throw(
 def _undisturbed(
     table: Table, alice: SourceSeed, bob: ReceiverSeed, at: tuple[Positions, float], nature: np.random.Generator
 ) -> Clicks:
-    """The same with nobody on the line.  Where all pulses are thrown the intensity says how likely a click is at most;
-    Bob's choices, and Alice's others, are worked out only where the die is below that."""
+    """The same with nobody on the line.  Where all pulses are thrown, the intensity says how likely a click is at
+    most; Bob's choices, and Alice's others, are worked out only where the die is below that."""
     positions, most = at
     words = keystream(alice.seed, positions)
     dice = nature.random(len(positions))
