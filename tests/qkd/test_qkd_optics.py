@@ -184,14 +184,16 @@ def test_settings_are_read_off_aes_blocks_bit_by_bit(p: float) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3])
-def test_what_cannot_click_is_thrown_away_early_and_nothing_else(share: float) -> None:
+@pytest.mark.parametrize("dense", [False, True])
+def test_what_cannot_click_is_thrown_away_early_and_nothing_else(share: float, dense: bool) -> None:
     """The same dice for all pulses at once, with Bob's choices worked out for each."""
     table = make_table(LONG, Eve(), ATTENUATOR)
     source, receiver = SourceSeed(fresh_seed(), 0.8, 0.6), ReceiverSeed(fresh_seed(), 0.8, share)
-    positions = candidates(0, 200_000, table.most, np.random.default_rng(5))
-    clicks = _undisturbed(table, source, receiver, (positions, table.most), np.random.default_rng(6))
+    most = 1.0 if dense else table.most
+    positions = candidates(0, 200_000, most, np.random.default_rng(5))
+    clicks = _undisturbed(table, source, receiver, (positions, most), np.random.default_rng(6))
     settings, (bases, tested) = source.at(positions), receiver.both(positions)
-    dice = np.random.default_rng(6).random(len(positions)) * table.most
+    dice = np.random.default_rng(6).random(len(positions)) * most
     case = cases(settings.decoy, Light(settings.check, settings.bit), bases, tested if share else None)
     clicked, ports, _held = table.throw(dice, case)
     assert clicks.gates.tolist() == positions[clicked].tolist() and clicks.ports.tolist() == ports.tolist()

@@ -151,17 +151,19 @@ def _throw(
 def _undisturbed(
     table: Table, alice: SourceSeed, bob: ReceiverSeed, at: tuple[Positions, float], nature: np.random.Generator
 ) -> Clicks:
-    """The same with nobody on the line.  The intensity says how likely a click is at most; Bob's choices, and Alice's
-    others, are worked out only where the die is below that."""
+    """The same with nobody on the line.  Where all pulses are thrown, the intensity says how likely a click is at
+    most; Bob's choices, and Alice's others, are worked out only where the die is below that."""
     positions, most = at
     words = keystream(alice.seed, positions)
     dice = nature.random(len(positions))
     dice *= most
-    kept = np.flatnonzero(dice < table.most_of(alice.decoys(words)))
-    positions, settings = positions[kept], alice.read(words[kept])
+    if most >= 1.0:  # of all pulses few click, of candidates most
+        kept = np.flatnonzero(dice < table.most_of(alice.decoys(words)))
+        positions, words, dice = positions[kept], words[kept], dice[kept]
+    settings = alice.read(words)
     bases, tested = _choices(bob, positions)
     case = cases(settings.decoy, Light(settings.check, settings.bit), bases, tested)
-    clicked, ports, _held = table.throw(dice[kept], case)
+    clicked, ports, _held = table.throw(dice, case)
     return Clicks(positions[clicked].view(np.int64), ports)
 
 
