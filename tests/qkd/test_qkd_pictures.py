@@ -117,7 +117,7 @@ def test_a_marked_table_is_written_anew_and_nothing_else(tmp_path: Path) -> None
     eve["cut_short"] = {"final_bits": 25461, "determined_at_least": 1500}
     file.write_text("<!-- made: eve -->\n<!-- end -->\n")
     page.rewrite(file, {"photon-number-splitting": eve, "beam-splitting": eve})
-    assert "99.9 %" in file.read_text() and "1,500 or more of 25,461" in file.read_text()
+    assert "999 of 1,000 sifted" in file.read_text() and "1,500 or more of 25,461" in file.read_text()
     file.write_text("<!-- made: moon -->\n<!-- end -->\n")
     with pytest.raises(LinkSettings, match="nothing makes"):
         page.rewrite(file, {})

@@ -43,7 +43,7 @@ def rendered(text: str, facts: Mapping[str, Any]) -> str:
 
 def _eve(facts: Mapping[str, Any]) -> str:
     pns, beam = facts["photon-number-splitting"], facts["beam-splitting"]
-    share = f"{100 * pns['held'] / pns['sifted']:.1f} %"
+    share = f"{pns['held']:,} of {pns['sifted']:,}"
     cut = beam["cut_short"]
     short = f"{cut['determined_at_least']:,} or more of {cut['final_bits']:,} if hashed as though no light leaked"
     caught = "fits | nothing where it fires, else **all** | **all of it** where nothing fires"
@@ -53,7 +53,7 @@ def _eve(facts: Mapping[str, Any]) -> str:
         "| `intercept-resend`, fraction p | + p/4 | as before | silent | fits | nothing beyond the QBER limit"
         " | 0 bits |",
         "| `photon-number-splitting` | as before | signal up, decoy down: single-photon bound fails | silent | fits"
-        f" | nothing | 0; she held {share} of the sifted bits at 17 dB, so without decoys nearly all |",
+        f" | nothing | 0; she held {share} sifted bits at 17 dB, so without decoys nearly all |",
         "| `beam-splitting` | as before | as before | silent | fits | **all: nothing fires**"
         f" | {beam['determined']} of {beam['final_bits']:,} by rank; {short} |",
         f"| `blinding --mode cw` | as before | as before | `photocurrent` fires, `efficiency` does not | {caught} |",
