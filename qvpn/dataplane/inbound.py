@@ -81,7 +81,9 @@ class Inbound:
         views = self._views.of(received.buffer, segment)
         count, tail = divmod(received.length, segment)
         whole = count + (tail >= OVERHEAD)
-        short, joined, is_run = 0 < tail < OVERHEAD, received.joined, views.is_run(0, whole)
+        short, joined = 0 < tail < OVERHEAD, received.joined
+        # Of two receives of which the first waited too long, only that one is marked, or lost.
+        is_run = not (joined and self._plain.mark == ecn.WAITED) and views.is_run(0, whole)
         if is_run and not short and self._chunks(received, views, 0, whole, now):
             return True
         if is_run:
@@ -89,6 +91,8 @@ class Inbound:
         elif 0 < joined < whole:
             self._part(received, views, 0, joined, now)
             self._settle()
+            if self._plain.mark == ecn.WAITED:
+                self._plain.mark = ecn.NOT_ECT
             self._part(received, views, joined, whole - joined, now)
         else:
             self._split(received, views, 0, whole, now)

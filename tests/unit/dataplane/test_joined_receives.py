@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qvpn.netio.base import Received
+from qvpn.tunnel import ecn
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.records import Sealer
 from tests.unit.dataplane.segments import Big, finish
@@ -14,10 +15,10 @@ from tests.unit.dataplane.test_chunks import BIG, CHUNKS, PATTERN, records, watc
 HALF = CHUNKS // 2
 
 
-def receive(pair: Pair, first: list[bytes], second: list[bytes]) -> None:
+def receive(pair: Pair, first: list[bytes], second: list[bytes], mark: int = 0) -> None:
     whole = b"".join(first + second)
     pair.bob.plane._inbound.process(
-        Received(memoryview(whole), len(whole), len(first[0]), ALICE, joined=len(first)), 0.0
+        Received(memoryview(whole), len(whole), len(first[0]), ALICE, mark, joined=len(first)), 0.0
     )
 
 
@@ -116,3 +117,14 @@ def test_a_replayed_half_is_dropped_and_the_other_passes() -> None:
     pair.bob.plane._inbound.flush()
     assert got(pair) == BIG.segments()
     assert pair.drops() == {DropReason.REPLAY: HALF}
+
+
+def test_a_receive_that_waited_too_long_costs_its_own_half() -> None:
+    pair = Pair()
+    keys, _ = pair.install()
+    made = records(keys)
+    receive(pair, made[:HALF], made[HALF:], ecn.WAITED)
+    pair.bob.plane._inbound.flush()
+    assert got(pair) == BIG.segments()[HALF:]
+    assert pair.drops() == {DropReason.RECEIVE_QUEUE: HALF}
+    assert pair.bob.plane.stats("alice").marked == CHUNKS
