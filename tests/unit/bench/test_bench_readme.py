@@ -56,6 +56,10 @@ def test_every_row_says_its_cipher_and_ours_its_suite() -> None:
         name = "wireguard-go" if link == "default" else f"wireguard-go, {LINKS[link].about}"
         (line,) = (line for line in text.splitlines() if re.match(rf"\| {re.escape(name)} +\| 2.00", line))
         assert line.count("2.00") == 2
+    whole, mark, carriers = text.partition("Where only QUIC or only TCP passes:")
+    assert mark and "over quic |" not in whole and "| openvpn over tcp " not in whole
+    (line,) = (line for line in carriers.splitlines() if re.match(r"\| qvpn over quic +\| 0", line))
+    assert "| 6.00 (3.00–9.00)" in line and "| 16.0 (8.0–24.0)" in line
     assert "fastest" not in text.lower()
     assert "ping beside four full TCP streams" in svg(full_run())
 
