@@ -15,13 +15,13 @@ from qvpn import uapi
 from qvpn.demo import lab as topology
 from qvpn.demo import measure, payload, sites
 from qvpn.demo.lab import Lab
-from qvpn.demo.sites import INNER4, INNER6
+from qvpn.demo.sites import INNER4, INNER6, Daemon
 from qvpn.demo.steps import wait_for
 
 LONG = os.environ.get("QVPN_TEST_LONG") == "1"
 long_only = pytest.mark.skipif(not LONG, reason="QVPN_TEST_LONG=1 runs it")
 MARKER = payload.new_marker()
-SWEEP = str(Path(__file__).with_name("mtu_sweep.py"))
+SWEEP, FLOOD = (str(Path(__file__).with_name(name)) for name in ("mtu_sweep.py", "quic_flood.py"))
 SIZE = 1400
 """Bytes of UDP payload that a QUIC packet has at the most where nothing is set."""
 AROUND = {4: 28, 6: 48}
@@ -155,7 +155,7 @@ def test_an_address_that_changes_in_mid_transfer_is_followed(tunnel, record_prop
         there = f"192.0.2.{50 + number}"
         move(lab, "alice", here, there)
         here = there
-        wait_for("bob sees the new address", lambda: here in str(bob.peer()["endpoint"]), within=5)
+        wait_for("bob sees the new address", lambda place=there: place in str(bob.peer()["endpoint"]), within=5)
         time.sleep(1)
         loss = load.finish()
         record_property("recovery_seconds", loss.longest_gap)
@@ -205,6 +205,11 @@ def test_a_firewall_that_passes_nothing_but_quic_is_got_round_and_udp_taken_agai
     assert all(daemon.peer()["carrier_changes"] == 2 for daemon in tunnel.daemons.values())
 
 
+def known_path(daemon: Daemon) -> tuple[int, str]:
+    path = daemon.peer()["path"]
+    return path["mtu"], path["found"]
+
+
 PATHS = [(path, 4, SIZE) for path in (*range(1280, 1380, 20), 1379, 1380, 1400, 1428, 1450, 1492, 1500, 9000)]
 PATHS += [(1280, 6, SIZE), (1300, 6, SIZE), (1400, 6, SIZE), (1500, 6, SIZE), (1500, 4, 1472), (9000, 4, 8972)]
 
@@ -229,9 +234,8 @@ def test_every_size_passes_or_is_answered_over_every_path_with_ipv6_inside(
             sites.change(lab, site, lambda table: table.update(carrier={"quic": {"max_datagram_size": most}}))
     tunnel.up(within=40)
     carried = min(path, most + AROUND[outer])
-    known = lambda daemon: (daemon.peer()["path"]["mtu"], daemon.peer()["path"]["found"])  # noqa: E731
     for daemon in tunnel.daemons.values():
-        wait_for(f"a path of {carried}", lambda d=daemon: known(d) == (carried, "probe"), within=40)
+        wait_for(f"a path of {carried}", lambda d=daemon: known_path(d) == (carried, "probe"), within=40)
     room = carried - AROUND[outer] - IN_QUIC - IN_RECORD
     for site, daemon in tunnel.daemons.items():
         wait_for(f"the MTU of {site}", lambda d=daemon: d.status()["mtu"] == max(room, 1280), within=10)
@@ -267,9 +271,6 @@ def sweep(lab: Lab, inner: dict[str, str], mode: str) -> dict[str, Any]:
     echo.stop()
     print(json.dumps({"inner": inner["bob"], "mode": mode, **outcome}))
     return outcome
-
-
-FLOOD = str(Path(__file__).with_name("quic_flood.py"))
 
 
 def memory(tunnel, site: str) -> int:
@@ -308,12 +309,20 @@ def test_a_flood_of_strangers_costs_the_tunnel_little_and_leaves_nothing(tunnel,
     assert tracebacks() == []
 
 
+def carried(daemon: Daemon) -> dict[str, str]:
+    """By peer that rests on a key: what its records travel in."""
+    if not daemon.answers():
+        return {}
+    return {peer["name"]: peer["carrier"] for peer in daemon.status()["peers"] if peer["state"] == "qkd"}
+
+
 @long_only
 def test_two_peers_share_one_port_and_one_of_them_may_speak_udp(tunnel, third_site) -> None:
     """Bob comes over QUIC and carol over plain UDP, then both over QUIC; alice has one port, and dials neither."""
     configure(tunnel, "quic")
     third_site(tunnel, mtu=1500, transport="udp")
     lab: Lab = tunnel.lab
+    alice = tunnel.daemons["alice"]
     for transport in ("udp", "quic"):
 
         def spoken_by_carol(table: dict[str, Any], by: str = transport) -> None:
@@ -323,14 +332,8 @@ def test_two_peers_share_one_port_and_one_of_them_may_speak_udp(tunnel, third_si
             sites.change(lab, site, spoken_by_carol)
         sites.change(lab, "alice", lambda table: [peer.pop("endpoint", None) for peer in table["peer"]])
         tunnel.start()
-        alice = tunnel.daemons["alice"]
-
-        def carried() -> dict[str, str]:
-            if not alice.answers():
-                return {}
-            return {peer["name"]: peer["carrier"] for peer in alice.status()["peers"] if peer["state"] == "qkd"}
-
-        wait_for("both peers", lambda: carried() == {"bob": "quic", "carol": transport}, within=30)  # noqa: B023
+        wanted = {"bob": "quic", "carol": transport}
+        wait_for("both peers", lambda want=wanted: carried(alice) == want, within=30)
         for name, address in (("bob", INNER4["bob"]), ("carol", "10.90.0.3")):
             assert measure.transfer(lab, name, "alice", INNER4["alice"], MARKER, total=2_000_000).same_hash
             assert measure.ping(lab, "alice", address, count=5)["received"] == 5
