@@ -104,9 +104,7 @@ def _ratios(results: Results, link: str) -> str:
         return ""
     columns = _used([ours])
     lines = [["qvpn divided by", *(column.title.split(",")[0] for column in columns)]]
-    for other in others:
-        lines.append([other.tunnel, *_divided(results, ours, other, columns)])
-    return grid(lines)
+    return grid([*lines, *([other.tunnel, *_divided(results, ours, other, columns)] for other in others)])
 
 
 def _divided(results: Results, ours: Row, other: Row, columns: Sequence[Column]) -> list[str]:

@@ -45,6 +45,11 @@ class Alarm:
         self.callback = None
 
 
+LATE = 1e-6
+"""Seconds after its time at which an alarm rings: a real clock moves on, too, between the two, and aioquic asks for a
+timer at t + d and then whether t <= now - d, which rounding makes false where now is t + d exactly."""
+
+
 class Alarms:
     """``call_later`` in the world's time, for as long as the process lives that asked for it."""
 
@@ -54,7 +59,7 @@ class Alarms:
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Alarm:
         alarm = Alarm(callback)
-        self._later(max(0.0, seconds), self._ring, alarm)
+        self._later(max(0.0, seconds) + LATE, self._ring, alarm)
         return alarm
 
     def _ring(self, alarm: Alarm) -> None:

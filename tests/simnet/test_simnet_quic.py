@@ -11,6 +11,7 @@ import random
 
 import pytest
 
+from qvpn.handshake.events import Failure
 from qvpn.netio.base import Address
 from qvpn.netio.memory import Impairments
 from tests.simnet.carriers import over_each, reach
@@ -146,6 +147,7 @@ def test_a_change_of_address_at_any_moment_costs_a_round_trip(seed: int, carrier
     ).begin()
     assert world.run(10, world.up)
     world.traffic(INTERVAL)
+    world.run(1)  # of addresses the packet path reports one a second, and the first was no change
     for move in range(5):
         world.run(chance.choice([chance.uniform(0, 5), chance.uniform(4.4, 5)]))
         world.a.lower.rebind(Address(ipaddress.ip_address(f"198.51.100.{10 + move}"), chance.randrange(1024, 65536)))
@@ -159,7 +161,8 @@ def test_a_change_of_address_at_any_moment_costs_a_round_trip(seed: int, carrier
     assert len(world.a.log.confirmed) > epochs
     assert world.lost() <= 5 * (2 + 3 * delay / INTERVAL)
     assert world.a.log.chain_broken == world.b.log.chain_broken == []
-    assert world.a.log.failed == world.b.log.failed == []
+    failures = {event.failure for site in world.sites for _, event in site.log.failed}
+    assert failures <= {Failure.YIELDED}, "both may find the epoch too old at once"
     assert carrier == "udp" or counts(world.a)["opened"] == 1, "it must be the same connection"
 
 

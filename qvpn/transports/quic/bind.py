@@ -455,6 +455,8 @@ class QuicBind(Layer):
                 self._after(link, now)
             link = self._at[address.place] = proved
             self._last = (None, None)
+        elif proved is not None and proved.up:
+            proved.kept = proved.known = True  # he dials us as we dial him, and his packets come by his own connection
         if link is not None and not link.kept and (link.client or link is proved):
             link.kept = link.known = True
             self._after(link, now)

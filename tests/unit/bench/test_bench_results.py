@@ -120,7 +120,10 @@ def test_a_chart_of_nothing_is_still_a_picture() -> None:
 def test_quic_stands_beside_udp_and_tcp_with_throughput_and_the_wait_under_load_in_one_table() -> None:
     found = example()
     assert "Where only QUIC" not in markdown(found)
-    for name, bits, wait in (("qvpn over quic", (0.4, 0.2, 0.3), 8000.0), ("openvpn over tcp", (0.2, 0.4, 0.1), 16e3)):
+    for name, bits, wait in (
+        ("qvpn over quic", (0.4, 0.2, 0.3), 8000.0),
+        ("openvpn over tcp", (0.2, 0.4, 0.1), 16e3),
+    ):
         row = Row(name, "default", "AES-256-GCM", f"version of {name}")
         for number, figure in enumerate(bits):
             row.note(number, {"tcp1_gbits": figure, "load_p99_us": wait})
