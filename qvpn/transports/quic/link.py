@@ -150,7 +150,7 @@ class Link:
         inside._max_datagram_size = max(LEAST_PACKET, self.queue.longest + OVERHEAD if self.queue else 0)
         waiting = bool(self.queue)
         found = cast(list[tuple[bytes, Address]], self.quic.datagrams_to_send(now))
-        if waiting and found and self._unanswered is None:
+        if waiting and self._unanswered is None:  # also if nothing leaves: then nobody acknowledges what did before
             self._unanswered = now
         return probes + found
 
