@@ -68,6 +68,7 @@ def sent(tunnel) -> list[int]:
     return [int(daemon.peer()["sent_packets"]) for daemon in tunnel.daemons.values()]
 
 
+@long_only
 def test_an_alarm_stops_the_tunnel_and_nothing_leaves_until_it_is_cleared(tunnel) -> None:
     """The connection stays, so it is the policy that stops the packets and not a missing carrier."""
     configure(tunnel, "quic", on_alarm="block-now")

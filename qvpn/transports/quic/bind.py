@@ -456,7 +456,7 @@ class QuicBind(Layer):
             link = self._at[address.place] = proved
             self._last = (None, None)
         elif proved is not None and proved.up:
-            proved.kept = proved.known = True  # he dials us as we dial him, and his packets come by his own connection
+            proved.kept = proved.known = True  # each dials the other, and his packets come by his connection
         if link is not None and not link.kept and (link.client or link is proved):
             link.kept = link.known = True
             self._after(link, now)
