@@ -44,9 +44,17 @@ class Case:
 
 
 def plan(
-    peers: Sequence[str], links: Sequence[str], measures: Sequence[str] = EVERYTHING, *, extras: bool = True
+    peers: Sequence[str],
+    links: Sequence[str],
+    measures: Sequence[str] = EVERYTHING,
+    *,
+    extras: bool = True,
+    carriers: bool = False,
 ) -> list[Case]:
-    """All cases of one round: the bare link, ours, and each peer; with ``extras`` the variants of ours too."""
+    """All cases of one round: the bare link, ours, and each peer; with ``extras`` the variants of ours too.
+
+    ``carriers``: ours over QUIC and OpenVPN over TCP, which are among the extras.
+    """
     tunnels: list[Tunnel] = [Bare(), Qvpn(), *(PEERS[name]() for name in peers)]
     cases: list[Case] = []
     for name in links:
@@ -55,6 +63,7 @@ def plan(
         cases += [Case(tunnel, LINKS[name], some) for tunnel in here]
     if extras and "default" in links:
         cases += _variants(measures)
+    if (extras or carriers) and "default" in links:
         cases += _carriers(measures)
     return [case for case in cases if case.measures]
 
@@ -62,10 +71,7 @@ def plan(
 def _carriers(measures: Sequence[str]) -> list[Case]:
     """Where UDP does not pass: ours over QUIC, beside OpenVPN over TCP."""
     wanted = [each for each in measures if each in (*THROUGHPUT, "idle", "load")]
-    tunnels: list[Tunnel] = [Qvpn(OVER_QUIC, transport="quic")]
-    over_tcp = OpenVpn(OVER_TCP, tcp=True)
-    if over_tcp.absent() is None:
-        tunnels.append(over_tcp)
+    tunnels: list[Tunnel] = [Qvpn(OVER_QUIC, transport="quic"), OpenVpn(OVER_TCP, tcp=True)]
     return [Case(tunnel, LINKS["default"], wanted) for tunnel in tunnels]
 
 

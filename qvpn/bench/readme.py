@@ -10,10 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qvpn.bench.cases import OVER_QUIC, OVER_TCP
 from qvpn.bench.link import LINKS
 from qvpn.bench.results import Results, Row, from_json
 from qvpn.bench.stats import ratio, spread
-from qvpn.bench.table import COLUMNS, OURS, Column, grid, heading
+from qvpn.bench.table import COLUMNS, OURS, Column, carriers, grid, heading
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 _DEFAULT = "default"
@@ -27,6 +28,7 @@ def section(results: Results, folder: str) -> str:
         _figures(results, columns),
         f"qvpn's figure divided by the other's, median of the rounds' ratios (times and CPU: less is better):\n\n"
         f"{_ratios(results, columns)}",
+        *([f"Where only QUIC or only TCP passes:\n\n{found}"] if (found := carriers(results)) else []),
         f"{heading(results)} All figures with their spreads: [results.md]({folder}/results.md).",
     ]
     return "\n\n".join(parts)
@@ -62,7 +64,8 @@ def _ratios(results: Results, columns: Sequence[Column]) -> str:
 
 
 def _rows(results: Results, link: str) -> list[Row]:
-    return [row for row in results.rows if row.link == link]
+    """Without those that have a table of their own."""
+    return [row for row in results.rows if row.link == link and row.tunnel not in (OVER_QUIC, OVER_TCP)]
 
 
 def _median(results: Results, row: Row, column: Column) -> str:

@@ -17,9 +17,14 @@ Say = Callable[[str], None]
 
 def go(settings: Settings, results: Results, folder: Path, say: Say) -> None:
     """Fill ``results``.  Raises Unbalanced at once; a case that fails otherwise is noted and the others go on."""
-    cases = _present(
-        plan(settings.peers, settings.links, settings.measures or EVERYTHING, extras=settings.extras), results
+    wanted = plan(
+        settings.peers,
+        settings.links,
+        settings.measures or EVERYTHING,
+        extras=settings.extras,
+        carriers=settings.carriers,
     )
+    cases = _present(wanted, results)
     if not cases:
         raise BenchError("nothing to measure: on links other than default only tcp1 and tcp4 are taken")
     for absent, why in results.absent.items():

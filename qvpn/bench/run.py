@@ -33,6 +33,7 @@ class Settings:
     links: tuple[str, ...] = ("default",)
     measures: tuple[str, ...] = ()
     extras: bool = True
+    carriers: bool = False
     as_json: bool = False
     out: str | None = None
 

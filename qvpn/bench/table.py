@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qvpn.bench.cases import OFTEN, RARELY
+from qvpn.bench.cases import OFTEN, OVER_QUIC, OVER_TCP, RARELY
 from qvpn.bench.link import LINKS
 from qvpn.bench.results import Results, Row
 from qvpn.bench.stats import Spread, ratio, spread
 
 OURS = "qvpn"
+_BESIDE_QUIC = (OURS, OVER_QUIC, "openvpn", OVER_TCP)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ def markdown(results: Results) -> str:
         parts.append(f"### Link `{link}`: {LINKS[link].about}\n\n{_figures(results, link)}")
         if compared := _ratios(results, link):
             parts.append(f"qvpn against each, in the same round:\n\n{compared}")
+    if found := carriers(results):
+        parts.append(f"### Where only QUIC or only TCP passes\n\n{found}")
     parts += [_notes(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -72,6 +75,28 @@ def _absent(results: Results, link: str) -> list[tuple[str, str]]:
     return list(results.absent.items()) if link == "default" else []
 
 
+def carriers(results: Results) -> str:
+    """Ours over QUIC beside ours over UDP and OpenVPN over both: throughput and the wait under load in one table.
+
+    Empty where QUIC was not measured.
+    """
+    ours = results.row(OVER_QUIC, "default")
+    if ours is None:
+        return ""
+    rows = [row for name in _BESIDE_QUIC if (row := results.row(name, "default")) is not None]
+    columns = _used([ours])
+    if not columns:
+        return ""
+    figures = [["tunnel", "version", *(column.title for column in columns)]]
+    ratios = [[f"{OVER_QUIC} divided by", *(column.title.split(",")[0] for column in columns)]]
+    for row in rows:
+        shown = [_show(spread(row.series(column.key, results.rounds)), column) for column in columns]
+        figures.append([row.tunnel, row.version, *shown])
+        if row is not ours:
+            ratios.append([row.tunnel, *_divided(results, ours, row, columns)])
+    return "\n\n".join(grid(lines) for lines in (figures, ratios) if len(lines) > 1)
+
+
 def _ratios(results: Results, link: str) -> str:
     ours = results.row(OURS, link)
     others = [row for row in results.rows if row.link == link and row.tunnel != OURS]
@@ -79,13 +104,15 @@ def _ratios(results: Results, link: str) -> str:
         return ""
     columns = _used([ours])
     lines = [["qvpn divided by", *(column.title.split(",")[0] for column in columns)]]
-    for other in others:
-        pairs = [
-            ratio(ours.series(column.key, results.rounds), other.series(column.key, results.rounds))
-            for column in columns
-        ]
-        lines.append([other.tunnel, *(_show_ratio(each) for each in pairs)])
-    return grid(lines)
+    return grid([*lines, *([other.tunnel, *_divided(results, ours, other, columns)] for other in others)])
+
+
+def _divided(results: Results, ours: Row, other: Row, columns: Sequence[Column]) -> list[str]:
+    """Our figures divided by another tunnel's, round by round."""
+    return [
+        _show_ratio(ratio(ours.series(column.key, results.rounds), other.series(column.key, results.rounds)))
+        for column in columns
+    ]
 
 
 def _used(rows: Sequence[Row]) -> list[Column]:

@@ -72,8 +72,9 @@ def net(
     links: Annotated[str, typer.Option(help="default,tx-off,no-uso,jumbo; or all.")] = "default",
     measures: Annotated[str, typer.Option(help="Some of tcp1,tcp4,udp,idle,hot,load.")] = "",
     extras: Annotated[
-        bool, typer.Option(help="Suites 02 and 03, two lanes, and rekeys every second and every minute, too.")
+        bool, typer.Option(help="Suites 02 and 03, two lanes, rekeys each second and each minute, and carriers, too.")
     ] = False,
+    carriers: Annotated[bool, typer.Option("--carriers", help="qvpn over QUIC and OpenVPN over TCP, too.")] = False,
     install: Annotated[
         bool, typer.Option("--install", help="Fetch the other programs first (Debian, root).")
     ] = False,
@@ -94,6 +95,7 @@ def net(
         links=_chosen(links, tuple(LINKS), "--links"),
         measures=_chosen(measures, EVERYTHING, "--measures"),
         extras=extras,
+        carriers=carriers,
         as_json=json,
         out=out,
     )

@@ -31,6 +31,7 @@ def _load(name: str) -> ModuleType:
 
 
 support = _load("support")
+third = _load("third_site")
 
 
 def _hindrance() -> str | None:
@@ -58,6 +59,12 @@ def lab(tmp_path: Path) -> Iterator[demo_lab.Lab]:
         yield made
 
 
+@pytest.fixture(params=["udp", pytest.param("quic", marks=support.long_only)])
+def transport(request: pytest.FixtureRequest) -> str:
+    """How the sites reach each other: QUIC in the long run only (``test_netns_quic`` has what every run shows)."""
+    return str(request.param)
+
+
 @pytest.fixture
 def tunnel(lab: demo_lab.Lab) -> object:
     """``support.Tunnel`` in the lab: call ``configure`` and ``up``."""
@@ -83,6 +90,12 @@ def lan_tunnel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
         tunnel.configure("--right-net", "10.77.0.0/24", "--right-net", "fd77::/64")
         tunnel.up(within=60)
         yield tunnel
+
+
+@pytest.fixture
+def third_site() -> Callable[..., None]:
+    """Call it with a configured tunnel: carol is a second peer of alice then (``third_site.py``)."""
+    return third.add  # type: ignore[no-any-return]
 
 
 @pytest.fixture

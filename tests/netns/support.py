@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import pytest
+
 from qvpn.demo import lab as topology
 from qvpn.demo import sites, toml
 from qvpn.demo.lab import Lab
@@ -17,6 +19,7 @@ from qvpn.demo.process import program
 from qvpn.demo.sites import Daemon
 
 LONG = os.environ.get("QVPN_TEST_LONG") == "1"
+long_only = pytest.mark.skipif(not LONG, reason="QVPN_TEST_LONG=1 runs it")
 
 
 def count(full: int) -> int:

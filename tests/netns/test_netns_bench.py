@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -49,6 +50,22 @@ def test_a_short_run_ends_green_and_its_counters_balance(tmp_path: Path) -> None
     assert json.loads((tmp_path / "out/results.json").read_text()) == said
     assert "qvpn" in (tmp_path / "out/results.md").read_text()
     assert (tmp_path / "out/chart.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.skipif(os.environ.get("QVPN_TEST_LONG") != "1", reason="half a minute: QVPN_TEST_LONG=1 runs it")
+def test_quic_and_openvpn_over_tcp_are_measured_beside_udp(tmp_path: Path) -> None:
+    done = _bench(
+        "--carriers", "--rounds", "1", "--seconds", "1", "--measures", "tcp1,load", "--json", "--out", str(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    rows = {row["tunnel"]: row["figures"] for row in said["rows"]}
+    assert {"qvpn", "qvpn over quic"} <= set(rows)
+    assert ("openvpn over tcp" in rows) != ("openvpn over tcp" in said["absent"])
+    for figures in rows.values():
+        assert figures["tcp1_gbits"][0] > 0 and figures["load_p99_us"][0] > 0
+    assert rows["qvpn over quic"]["load_lost"][0] == 0
+    assert "### Where only QUIC or only TCP passes" in (tmp_path / "results.md").read_text()
 
 
 def test_an_absent_peer_is_said_to_be_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -15,6 +16,7 @@ import pytest
 
 from qvpn.demo.process import environment, program
 
+LONG = os.environ.get("QVPN_TEST_LONG") == "1"
 STEPS = [
     "keys_arrive",
     "handshake",
@@ -89,10 +91,14 @@ def _cmdline(pid: int) -> str:
         return ""
 
 
+long_only = pytest.mark.skipif(not LONG, reason="a minute and a half: QVPN_TEST_LONG=1 runs it")
+
+
 @pytest.mark.timeout(200)
-def test_the_whole_demo_holds_and_says_so_in_one_json_object() -> None:
+@pytest.mark.parametrize("transport", ["udp", pytest.param("quic", marks=long_only)])
+def test_the_whole_demo_holds_and_says_so_in_one_json_object(transport: str) -> None:
     start = time.monotonic()
-    with _demo("--json") as process:
+    with _demo("--json", "--transport", transport) as process:
         out, err = process.communicate(timeout=180)
     took = time.monotonic() - start
     told = json.loads(out)
@@ -112,6 +118,9 @@ def test_the_whole_demo_holds_and_says_so_in_one_json_object() -> None:
     facts = {step["name"]: step["facts"] for step in told["steps"]}
     assert facts["kme_off"]["packets_blocked"] > 0
     assert facts["handshake"]["label"] == "SIMULATED: no quantum security"
+    carried, other = ("quic_packets", "tunnel_records") if transport == "quic" else ("tunnel_records", "quic_packets")
+    assert facts["capture"][f"{carried}_alice"] > 1000 and f"{other}_alice" not in facts["capture"]
+    assert facts["capture"]["with_plaintext_alice"] == facts["capture"]["with_inner_address_bob"] == 0
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])

@@ -25,8 +25,8 @@ def _through(lab: Lab, what: str, *, within: float) -> None:
         wait_for(name, lambda h=here, t=there: _answered(lab, h, t), within=within)
 
 
-def test_a_site_that_moves_is_found_again(tunnel) -> None:
-    tunnel.configure("--rekey", "2s")
+def test_a_site_that_moves_is_found_again(tunnel, transport: str) -> None:
+    tunnel.configure("--rekey", "2s", transport=transport)
     tunnel.up()
     lab: Lab = tunnel.lab
     ip = lab["alice"].run
@@ -39,8 +39,8 @@ def test_a_site_that_moves_is_found_again(tunnel) -> None:
     _through(lab, "two rekeys after the move", within=5)
 
 
-def test_a_site_behind_a_nat_is_reached(tunnel) -> None:
-    tunnel.configure("--rekey", "2s")
+def test_a_site_behind_a_nat_is_reached(tunnel, transport: str) -> None:
+    tunnel.configure("--rekey", "2s", transport=transport)
     lab: Lab = tunnel.lab
     # Bob knows no address of alice: what he learns is what the NAT shows him.
     sites.change(lab, "bob", lambda table: table["peer"][0].pop("endpoint"))
@@ -57,8 +57,8 @@ def test_a_site_behind_a_nat_is_reached(tunnel) -> None:
     _through(lab, "two rekeys later", within=5)
 
 
-def test_a_narrow_link_on_the_way_carries_what_the_tunnel_sends(tunnel) -> None:
-    tunnel.configure()
+def test_a_narrow_link_on_the_way_carries_what_the_tunnel_sends(tunnel, transport: str) -> None:
+    tunnel.configure(transport=transport)
     lab: Lab = tunnel.lab
     for site, interface in (("net", "to-bob"), ("bob", "wan")):
         lab[site].run(["ip", "link", "set", interface, "mtu", "1300"])
@@ -67,8 +67,8 @@ def test_a_narrow_link_on_the_way_carries_what_the_tunnel_sends(tunnel) -> None:
     assert measure.transfer(lab, "bob", "alice", INNER4["alice"], MARKER, total=500_000, timeout=15).same_hash
 
 
-def test_a_cable_that_is_pulled_and_put_back(tunnel) -> None:
-    tunnel.configure("--rekey", "2s")
+def test_a_cable_that_is_pulled_and_put_back(tunnel, transport: str) -> None:
+    tunnel.configure("--rekey", "2s", transport=transport)
     tunnel.up()
     lab: Lab = tunnel.lab
     lab["net"].set_link("to-bob", up=False)

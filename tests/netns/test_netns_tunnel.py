@@ -23,8 +23,8 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.mark.parametrize("outer", [topology.WAN4, topology.WAN6], ids=["outer-ipv4", "outer-ipv6"])
-def test_both_families_pass_inside_both_families(tunnel, outer: dict[str, str]) -> None:
-    tunnel.configure("--rekey", "5s", outer=outer)
+def test_both_families_pass_inside_both_families(tunnel, outer: dict[str, str], transport: str) -> None:
+    tunnel.configure("--rekey", "5s", outer=outer, transport=transport)
     tunnel.up()
     lab: Lab = tunnel.lab
     for inner in (INNER4, INNER6):
@@ -76,8 +76,10 @@ def test_status_of_both_ends_agrees(standing_tunnel) -> None:
     assert all(view["simulated"] is None for view in views)
 
 
-def test_a_site_with_another_key_gets_nothing_and_nothing_leaves_in_clear(tunnel, second_tunnel_keys) -> None:
-    tunnel.configure()
+def test_a_site_with_another_key_gets_nothing_and_nothing_leaves_in_clear(
+    tunnel, second_tunnel_keys, transport: str
+) -> None:
+    tunnel.configure(transport=transport)
     second_tunnel_keys("bob")
     lab: Lab = tunnel.lab
     capture = measure.start_capture(lab, "alice", "wan", MARKER, inner=("10.90.0.0/24",), port=PORT)
@@ -108,8 +110,8 @@ def test_a_daemon_ends_in_order_and_takes_its_device_away(tunnel, signum: signal
     assert not any("Traceback" in line for line in alice.process.tail(100))
 
 
-def test_a_tunnel_comes_up_and_carries_over_a_lossy_net(tunnel, drop_in_the_net) -> None:
-    tunnel.configure("--rekey", "2s")
+def test_a_tunnel_comes_up_and_carries_over_a_lossy_net(tunnel, drop_in_the_net, transport: str) -> None:
+    tunnel.configure("--rekey", "2s", transport=transport)
     drop_in_the_net(10)
     tunnel.up(within=40)
     assert measure.transfer(tunnel.lab, "alice", "bob", INNER4["bob"], MARKER, total=100_000, timeout=60).same_hash
@@ -120,8 +122,8 @@ def test_a_tunnel_comes_up_and_carries_over_a_lossy_net(tunnel, drop_in_the_net)
     assert measure.ping(tunnel.lab, "alice", INNER4["bob"], count=5)["received"] == 5
 
 
-def test_nothing_leaves_in_clear_while_a_killed_daemon_is_not_back(tunnel) -> None:
-    tunnel.configure()
+def test_nothing_leaves_in_clear_while_a_killed_daemon_is_not_back(tunnel, transport: str) -> None:
+    tunnel.configure(transport=transport)
     tunnel.up()
     lab: Lab = tunnel.lab
     capture = measure.start_capture(lab, "alice", "wan", MARKER, inner=("10.90.0.0/24", "fd90::/64"), port=PORT)

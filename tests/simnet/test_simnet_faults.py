@@ -11,6 +11,7 @@ import pytest
 from qvpn.tunnel.drops import DropReason
 from qvpn.tunnel.keys import EpochState
 from qvpn.wire.messages import Mode
+from tests.simnet.carriers import over_each
 from tests.simnet.world import World
 
 LONG = os.environ.get("QVPN_TEST_LONG") == "1"
@@ -46,11 +47,12 @@ def faulty(fault: str, side: str, mode: Mode, **settings: object) -> World:
     return world
 
 
+@over_each
 @cells
 @sides
-def test_require_qkd_blocks_and_nothing_leaves(fault: str, side: str) -> None:
+def test_require_qkd_blocks_and_nothing_leaves(fault: str, side: str, carrier: str) -> None:
     state, _, alarm = TABLE[fault]
-    world = faulty(fault, side, Mode.REQUIRE_QKD)
+    world = faulty(fault, side, Mode.REQUIRE_QKD, carrier=carrier)
     assert [site.state for site in world.sites] == [state, state]
     assert {event.state for site in world.sites for _, event in site.log.confirmed} == {QKD}
     alarms = {kind for site in world.sites for _, kind in site.log.alarms}
@@ -67,11 +69,12 @@ def test_require_qkd_blocks_and_nothing_leaves(fault: str, side: str) -> None:
     assert world.run(20, lambda: world.up(QKD)), "it does not heal by itself"
 
 
+@over_each
 @cells
 @sides
-def test_prefer_qkd_goes_on_without_a_gap_and_says_so(fault: str, side: str) -> None:
+def test_prefer_qkd_goes_on_without_a_gap_and_says_so(fault: str, side: str, carrier: str) -> None:
     _, state, alarm = TABLE[fault]
-    world = faulty(fault, side, Mode.PREFER_QKD)
+    world = faulty(fault, side, Mode.PREFER_QKD, carrier=carrier)
     assert [site.state for site in world.sites] == [state, state]
     assert world.lost() == 0
     assert alarm is None or alarm in {kind for site in world.sites for _, kind in site.log.alarms}
@@ -109,10 +112,11 @@ def test_prefer_qkd_and_pqc_only_meet_at_pqc() -> None:
     assert sum(world.keys.drawn.values()) == 0  # b's ready bit is 0
 
 
+@over_each
 @sides
-def test_a_slow_key_manager_never_holds_a_handshake_up(side: str) -> None:
+def test_a_slow_key_manager_never_holds_a_handshake_up(side: str, carrier: str) -> None:
     """Its keys come after the 2 s; drawn ones are held for the next attempt, so the tunnel lives on either way."""
-    world = faulty("slow", side, Mode.PREFER_QKD)
+    world = faulty("slow", side, Mode.PREFER_QKD, carrier=carrier)
     assert world.lost() == 0
     assert all(state in (QKD, PQC) for state in (world.a.state, world.b.state))
 
@@ -188,9 +192,10 @@ def test_an_hour_of_outage_at_r_costs_i_at_most_the_keys_of_one_attempt(fault: s
             assert sum(world.keys.drawn.values()) - before == cost
 
 
-def test_a_key_that_met_no_m4_serves_in_the_next_attempt() -> None:
+@over_each
+def test_a_key_that_met_no_m4_serves_in_the_next_attempt(carrier: str) -> None:
     """All M4s are lost for a while: I offers the same key again, R still has it, no second key is drawn."""
-    world = World(26, rekey=10.0, b={"has_endpoint": False})
+    world = World(26, carrier=carrier, rekey=10.0, b={"has_endpoint": False})
     world.network.filter = lambda source, destination, datagram: datagram[0] == 4 and world.now < 32
     world.begin()
     assert not world.run(31, world.up)
@@ -240,8 +245,9 @@ def test_an_answer_that_ends_at_the_hard_end_ends_once() -> None:
 # degraded operation
 
 
-def test_max_degraded_ends_it() -> None:
-    world = World(28, mode=Mode.PREFER_QKD, rekey=10.0, max_degraded=45.0).begin()
+@over_each
+def test_max_degraded_ends_it(carrier: str) -> None:
+    world = World(28, carrier=carrier, mode=Mode.PREFER_QKD, rekey=10.0, max_degraded=45.0).begin()
     assert world.run(10, lambda: world.up(QKD))
     world.keys.fault = {"a": "down", "b": "down"}
     assert world.run(30, lambda: world.up(PQC))

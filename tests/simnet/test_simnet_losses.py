@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from qvpn.netio.base import Address
+from tests.simnet.carriers import over_each
 from tests.simnet.world import World
 
 LONG = os.environ.get("QVPN_TEST_LONG") == "1"
@@ -30,12 +31,13 @@ def dropping(world: World, kind: int, fragment: int, times: int) -> Counter[str]
     return seen
 
 
+@over_each
 @pytest.mark.parametrize("times", [1, 2, 4])
 @pytest.mark.parametrize(
     ("kind", "fragment"), [(1, 0), (1, 1), (5, 0), (2, 0), (2, 3), (2, -1), (3, 0), (3, 2), (3, -1), (4, 0)]
 )
-def test_cold_messages_lost_at_each_position(kind: int, fragment: int, times: int) -> None:
-    world = World(11, rekey=10.0, b={"has_endpoint": False})
+def test_cold_messages_lost_at_each_position(kind: int, fragment: int, times: int, carrier: str) -> None:
+    world = World(11, carrier=carrier, rekey=10.0, b={"has_endpoint": False})
     seen = dropping(world, kind, fragment, times)
     world.begin()
     assert world.run(29, world.up), f"{NAMES[kind]} {fragment} x{times}"
@@ -48,12 +50,13 @@ def test_cold_messages_lost_at_each_position(kind: int, fragment: int, times: in
     assert world.a.log.chain_broken == world.b.log.chain_broken == []
 
 
+@over_each
 @pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("sender", ["a", "b"])
 @pytest.mark.parametrize("position", range(24 if LONG else 12))
-def test_inner_records_lost_at_each_position(position: int, sender: str, times: int) -> None:
+def test_inner_records_lost_at_each_position(position: int, sender: str, times: int, carrier: str) -> None:
     """Control records of a rekey (its messages, EPOCH_OK, EPOCH_ACK) look alike: lost by number."""
-    world = World(12, rekey=10.0).begin()
+    world = World(12, carrier=carrier, rekey=10.0).begin()
     assert world.run(5, world.up)
     world.run(8.0)  # just before the rekey (at 9 to 10 s)
     first = world.a.sending
@@ -75,9 +78,10 @@ def test_inner_records_lost_at_each_position(position: int, sender: str, times: 
     assert sum(world.keys.drawn.values()) <= len(world.a.log.confirmed) + 2
 
 
-def test_m4_and_everything_after_it_lost_keeps_the_chain() -> None:
+@over_each
+def test_m4_and_everything_after_it_lost_keeps_the_chain(carrier: str) -> None:
     """R has the new epoch, I never hears of it: the next handshake still finds a common chain."""
-    world = World(13, rekey=10.0).begin()
+    world = World(13, carrier=carrier, rekey=10.0).begin()
     assert world.run(5, world.up)
     world.run(8.0)
     started = len(world.b.installed)

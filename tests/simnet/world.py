@@ -1,5 +1,6 @@
 """Two whole sites in virtual time: gate, handshake machine and packet path of the product, joined by its hostile
-in-memory network, fed by key managers that can fail in every way.  No sleep, no clock, no event loop.
+in-memory network, over UDP or over QUIC, fed by key managers that can fail in every way.  No sleep, no clock, no
+event loop.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from qvpn.netio.memory import Impairments, MemoryNetwork, MemoryTun
 from qvpn.tunnel.drops import DropReason, Drops
 from qvpn.tunnel.keys import EpochKeys, EpochState
 from qvpn.wire.messages import WireOrigin
+from tests.simnet.carriers import Alarms, is_data, over, reach
 
 STATUS_INTERVAL = 1.0
 """Seconds between two questions to a key manager how it is."""
@@ -40,21 +42,47 @@ def pair(level: int = 3) -> tuple[identity.Identity, identity.Identity]:
 
 
 class SimNetwork(MemoryNetwork):
-    """Tells lost data records from all else that it loses; ``filter`` swallows what it returns True for."""
+    """Tells lost data records from all else that it loses.
 
-    def __init__(self, seed: int, impairments: Impairments | None = None) -> None:
+    ``filter`` swallows the datagrams of ours for which it returns True, and ``look`` sees them before: in the
+    network, or where they are ``hidden`` from it, at the edge of the carrier that hides them.  ``alter`` is what the
+    network makes of anything that is sent, inside QUIC or not; None: it swallows it.
+    """
+
+    def __init__(self, seed: int, impairments: Impairments | None = None, *, hidden: bool = False) -> None:
         super().__init__(seed, impairments)
-        self.data_lost = 0
+        self.hidden = hidden
         self.filter: Callable[[Address, Address, bytes], bool] = lambda source, destination, datagram: False
+        self.look: Callable[[Address, Address, bytes], None] = lambda source, destination, datagram: None
+        self.alter: Callable[[Address, Address, bytes], bytes | None] = lambda source, destination, datagram: datagram
+        self.taken: set[bytes] = set()
+        self.brought: set[bytes] = set()
+        self._data_lost = 0
+
+    @property
+    def data_lost(self) -> int:
+        """Data records that were sent and did not arrive; what a carrier of ours gives up by itself is among them."""
+        return self._data_lost + len(self.taken - self.brought)
+
+    def swallows(self, source: Address, destination: Address, datagram: bytes) -> bool:
+        """At the edge of a carrier, or of the network where there is none."""
+        self.look(source, destination, datagram)
+        if not self.filter(source, destination, datagram):
+            return False
+        self.counts["filtered"] += 1
+        return True
 
     def _carry(self, source: Address, destination: Address, datagram: bytes, ecn: int = 0) -> None:
-        if self.filter(source, destination, datagram):
+        if not self.hidden and self.swallows(source, destination, datagram):
+            return
+        altered = self.alter(source, destination, datagram)
+        if altered is None:
             self.counts["filtered"] += 1
             return
         before = self.counts["lost"]
-        super()._carry(source, destination, datagram, ecn)
-        if datagram[0] == 0x10 and not datagram[15] & 0x80:
-            self.data_lost += self.counts["lost"] - before
+        super()._carry(source, destination, altered, ecn)
+        if is_data(datagram):
+            self._data_lost += self.counts["lost"] - before
 
 
 class KeyManagers:
@@ -178,14 +206,15 @@ class Site:
         self.port = Port(randomness.token)
         self.gate = gate.Gate(self.port, randomness, world.now)
         self.gate.add_peer(self.parameters)
-        self.tun, self.bind = MemoryTun(), world.network.bind(self.address)
+        self.tun, self.lower, self.alarms = MemoryTun(), world.network.bind(self.address), Alarms(world.later)
+        self.bind = over(world.carrier, self.lower, world.network, lambda: world.now, self.alarms)
         self.plane = Plane(self.tun, self.bind, lambda: world.now, self)
         inner = ipaddress.ip_network("10.90.0.2/32" if self.name == "a" else "10.90.0.1/32")
         self.plane.add_peer(self.other, [inner], overlap=timers.overlap(self.parameters.rekey))
         self.machine = PeerHandshake(self.parameters, self.port, randomness, world.now)
         self.endpoint: Address | None = None
         if self.parameters.has_endpoint:
-            self.set_endpoint(world.addresses[self.other])
+            self.set_endpoint(reach(world.carrier, world.addresses[self.other]))
         self.running, self._pumping, self._status_at = True, False, world.now
         self.plane.start()
         self.machine.source_ready(world.keys.ready(self.name), world.now)
@@ -194,14 +223,15 @@ class Site:
 
     def crash(self) -> None:
         """kill -9: nothing is said to anybody."""
-        self.running = False
+        self.running, self.alarms.dead = False, True
         self.collect()
-        self.bind.close()
+        self.lower.close()
         self.plane.close()
 
     def stop(self) -> None:
         self.machine.stop(self.world.now)
         self.pump()
+        self.bind.close()
         self.crash()
 
     def set_endpoint(self, address: Address) -> None:
@@ -364,13 +394,15 @@ class World:
         seed: int = 0,
         *,
         impairments: Impairments | None = None,
+        carrier: str = "udp",
         a: dict[str, Any] | None = None,
         b: dict[str, Any] | None = None,
         **both: Any,
     ) -> None:
         """Settings are those of ``PeerParameters``.  Site a is the preferred one."""
         self.random = random.Random(seed)
-        self.network = SimNetwork(seed, impairments)
+        self.carrier = carrier
+        self.network = SimNetwork(seed, impairments, hidden=carrier != "udp")
         self.keys = KeyManagers(seed + 1)
         self._later: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = count()
@@ -463,6 +495,10 @@ class World:
             if site.running:
                 site.collect()
         return self.a.sent - len(self.b.received) + self.b.sent - len(self.a.received)
+
+    def given_up(self) -> int:
+        """Datagrams that the sites' carriers took and dropped by themselves, for they had waited too long."""
+        return sum(site.bind.errors.get("quic_stale", 0) for site in self.sites)
 
 
 def with_loss(loss: float, **more: float) -> Impairments:

@@ -114,16 +114,15 @@ class Link:
         if self.up and self.queue:
             self._count("quic_stale", self.queue.drop_stale(now, inside._loss._rtt_smoothed))
         found = self._probes(now) if self.up else []
-        waiting, before = bool(self.queue), len(found)
+        waiting = bool(self.queue)
         most = max(LEAST_PACKET, self.queue.longest + OVERHEAD if waiting else 0)
         if self.quic.only_datagrams:
             found += self._acknowledgement(now)
-            before = len(found)
             found += self.quic.seal(self.queue, most, now)
         else:
             inside._max_datagram_size = most
             found += [Packet(*each) for each in self.quic.datagrams_to_send(now)]
-        if waiting and len(found) > before and self._unanswered is None:
+        if waiting and self._unanswered is None:  # also if nothing leaves: then nobody acknowledges what did before
             self._unanswered = now
         return found
 

@@ -84,6 +84,29 @@ def test_variants_say_their_cipher() -> None:
     assert "rekey 1 s" in found["qvpn rekey 1s"].version()
 
 
+def test_carriers_can_be_had_without_the_other_extras_and_are_named_where_they_are_absent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("QVPN_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr("shutil.which", lambda program, path=None: None)
+    found = cases.plan((), ("default", "jumbo"), ("tcp1", "udp", "load"), extras=False, carriers=True)
+    assert [case.key for case in found] == [
+        "no tunnel@default",
+        "qvpn@default",
+        "qvpn@jumbo",
+        "qvpn over quic@default",
+        "openvpn over tcp@default",
+    ]
+    quic, tcp = found[-2:]
+    assert quic.measures == tcp.measures == ["tcp1", "load"]
+    assert quic.tunnel.absent() is None and tcp.tunnel.absent() == "openvpn not installed"
+    assert "over quic" in quic.tunnel.version()
+    table = {"peer": [{}], "tunnel": {}}
+    own.Qvpn(transport="quic")._adapt(table)
+    assert table == {"peer": [{"transport": "quic"}], "tunnel": {}}
+    assert [openvpn._protocol(name, True) for name in ENDS] == ["tcp4-server", "tcp4-client"]
+
+
 def test_only_what_differs_from_the_file_of_init_is_changed() -> None:
     table = {"peer": [{"rekey": "5s"}], "tunnel": {}}
     own.Qvpn()._adapt(table)

@@ -115,3 +115,24 @@ def test_the_charts_bars_are_as_long_as_their_figures() -> None:
 
 def test_a_chart_of_nothing_is_still_a_picture() -> None:
     ElementTree.fromstring(svg(Results(dict(MACHINE), 1, 1)))
+
+
+def test_quic_stands_beside_udp_and_tcp_with_throughput_and_the_wait_under_load_in_one_table() -> None:
+    found = example()
+    assert "Where only QUIC" not in markdown(found)
+    for name, bits, wait in (
+        ("qvpn over quic", (0.4, 0.2, 0.3), 8000.0),
+        ("openvpn over tcp", (0.2, 0.4, 0.1), 16e3),
+    ):
+        row = Row(name, "default", "AES-256-GCM", f"version of {name}")
+        for number, figure in enumerate(bits):
+            row.note(number, {"tcp1_gbits": figure, "load_p99_us": wait})
+        found.rows.append(row)
+    text = markdown(found).partition("### Where only QUIC or only TCP passes\n")[2]
+    figures, ratios = text.strip().split("\n\n")[:2]
+    assert [line.split("|")[1].strip() for line in figures.splitlines()[2:]] == [
+        "qvpn", "qvpn over quic", "openvpn", "openvpn over tcp"
+    ]  # fmt: skip
+    assert "| 0.30 (0.20–0.40)" in figures and "| 8.0 (8.0–8.0)" in figures and "| 16.0 (16.0–16.0)" in figures
+    (line,) = (line for line in ratios.splitlines() if line.startswith("| openvpn over tcp"))
+    assert "| 2.00 (0.50–3.00)" in line and "| 0.50 (0.50–0.50)" in line
