@@ -64,7 +64,7 @@ def decode_untrusted(data: bytes) -> Header:
     _magic, version, owner, key_bytes, count, link_id = _FIELDS.unpack(magic_to_link)
     if version != VERSION:
         raise BadSettings(f"has version {version} of the format; this program reads version {VERSION}")
-    if hashlib.sha256(magic_to_link).digest() != digest:
+    if hashlib.sha256(magic_to_link).digest() != digest:  # a checksum in clear against damage: nothing secret to time
         raise BadSettings("has a damaged header")
     if owner >= len(_OWNERS) or key_bytes != KEY_BYTES or not 1 <= count <= MAX_KEYS:
         raise BadSettings("has a header with impossible values")

@@ -54,8 +54,6 @@ max_hops = 4                     # the most trusted nodes on a path
 # owner = "alternate"            # which end issues them: "alternate", "a" (the first end), "b"
 """
 _Model = TypeVar("_Model", bound=BaseModel)
-Path_ = tuple[str, ...]
-"""Names of nodes, both ends included."""
 MOST_PATHS, MOST_HOPS, MOST_NODES, MOST_KEYS = 8, 16, 256, 1024
 
 

@@ -2,7 +2,8 @@
 
 A private identity is a PEM file of two PKCS#8 blocks (RFC 5958), Ed25519 (RFC 8410) and ML-DSA-65 in its seed form
 (RFC 9881); its public half has two SubjectPublicKeyInfo blocks.  The files of ``qvpn genkey`` and ``qvpn pubkey``
-are of this form.  What is signed is signed by both; both must verify.
+are of this form, and are read here anew, for ``keysource`` works without ``qvpn``.  What is signed is signed by
+both; both must verify.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization as ser
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey, MLDSA65PublicKey
@@ -25,6 +26,8 @@ from keysource.qkd.files import read_private
 _ED25519_SIGNATURE = 64
 SIGNATURE_BYTES = _ED25519_SIGNATURE + 3309
 """Of Ed25519 (RFC 8032) and ML-DSA-65 (FIPS 204, table 2), in this order."""
+_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm)
+"""No PEM, no key; a key that wants a password; a kind or curve that the library does not have."""
 _PRIVATE_BLOCK = re.compile(rb"-----BEGIN PRIVATE KEY-----.+?-----END PRIVATE KEY-----\n?", re.DOTALL)
 _PUBLIC_BLOCK = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----\n?", re.DOTALL)
 
@@ -137,14 +140,14 @@ def _blocks(pattern: re.Pattern[bytes], data: bytes, where: str) -> list[bytes]:
 def _private(block: bytes, where: str) -> object:
     try:
         return ser.load_pem_private_key(block, None)
-    except Exception:  # the library raises many kinds, some with details of a secret file
+    except _UNREADABLE:  # from None: what the library says may show a part of a secret file
         raise LinkSettings(f"{where}: holds a private key that cannot be read") from None
 
 
 def _public(block: bytes, where: str) -> object:
     try:
         return ser.load_pem_public_key(block)
-    except Exception:
+    except _UNREADABLE:
         raise LinkSettings(f"{where}: holds a public key that cannot be read") from None
 
 

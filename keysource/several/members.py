@@ -24,8 +24,6 @@ from keysource.base import Claiming, KeySource, SaePair, SourceContext, SourceSt
 from keysource.errors import BadAnswer, BadSettings, KeySourceError, Unavailable
 from keysource.settings import parse_settings
 
-MOST_CLAIM = 64
-
 
 class SeveralSettings(BaseModel):
     """The table ``[key_source.NAME]`` without ``type``."""

@@ -26,7 +26,6 @@ from keysource.base import wipe
 from keysource.errors import BadAnswer
 
 DEFAULT_KEY_BITS = 256
-KEY_ID_BYTES = 16
 ORIGIN_HEADER, HOPS_HEADER = "Qvpn-Origin", "Qvpn-Hops"
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2}){1,32}", re.ASCII)
 

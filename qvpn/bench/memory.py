@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from qvpn.dataplane.plane import Plane
 from qvpn.netio.base import Address, Received
 from qvpn.netio.memory import MemoryBind, MemoryNetwork, MemoryTun
-from qvpn.netio.udp import HALF
+from qvpn.netio.udpreceive import HALF
 from qvpn.tunnel.keys import Cipher, EpochKeys, EpochState
 
 PEERS = (1, 10, 100)

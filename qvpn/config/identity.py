@@ -14,6 +14,7 @@ import re
 import secrets
 from dataclasses import dataclass, field
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization as ser
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import (
@@ -32,6 +33,8 @@ LEVELS = (3, 5)
 """NIST levels: 3 is ML-DSA-65 (suites 1 and 2), 5 is ML-DSA-87 (suite 3)."""
 
 _FAMILY = {3: 0x01, 5: 0x03}
+_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm)
+"""No PEM, no key; a key that wants a password; a kind or curve that the library does not have."""
 _PRIVATE_BLOCK = re.compile(rb"-----BEGIN PRIVATE KEY-----.+?-----END PRIVATE KEY-----\n?", re.DOTALL)
 _PUBLIC_BLOCK = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----\n?", re.DOTALL)
 _PSK_BYTES = 32
@@ -137,14 +140,14 @@ def _blocks(pattern: re.Pattern[bytes], data: bytes, what: str) -> list[bytes]:
 def _load_private(block: bytes) -> object:
     try:
         return ser.load_pem_private_key(block, None)
-    except Exception:  # the library raises many kinds, some with details of a secret file
+    except _UNREADABLE:  # from None: what the library says may show a part of a secret file
         raise IdentityError("holds a private key that cannot be read") from None
 
 
 def _load_public(block: bytes) -> object:
     try:
         return ser.load_pem_public_key(block)
-    except Exception:
+    except _UNREADABLE:
         raise IdentityError("holds a public key that cannot be read") from None
 
 

@@ -11,6 +11,7 @@ import json
 import ssl
 import struct
 import uuid
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 
@@ -27,7 +28,7 @@ class Link:
         return b"".join(blocks)[:size]
 
 
-class Server:
+class Server(ABC):
     """Common to both: TLS, frames, streams.  ``orders`` maps a service to a status to answer instead."""
 
     version = b""
@@ -78,11 +79,13 @@ class Server:
         self.calls.append((service, body))
         return {2: self.open_connect, 4: self.get_key, 8: self.close}[service](body)
 
+    @abstractmethod
     def open_connect(self, body: bytes) -> bytes:
-        raise NotImplementedError
+        """The answer to OPEN_CONNECT."""
 
+    @abstractmethod
     def get_key(self, body: bytes) -> bytes:
-        raise NotImplementedError
+        """The answer to GET_KEY."""
 
     def close(self, body: bytes) -> bytes:
         assert len(body) == 16

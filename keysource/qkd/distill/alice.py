@@ -160,8 +160,8 @@ class AliceBlock(Party):
 
 
 def random_subset(members: npt.NDArray[np.intp], size: int) -> npt.NDArray[np.intp]:
-    """``size`` of them, at least one, every subset equally likely, by the randomness of this end: those with the lowest
-    lots.  Where two lots are equal at the edge, all are drawn again."""
+    """``size`` of them, at least one, every subset equally likely, by the randomness of this end: those with the
+    lowest lots.  Where two lots are equal at the edge, all are drawn again."""
     while size < len(members):
         lots = np.frombuffer(draw(4 * len(members)), dtype=np.uint32)
         chosen: npt.NDArray[np.intp] = members[lots <= np.partition(lots, size - 1)[size - 1]]

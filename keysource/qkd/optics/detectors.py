@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keysource.qkd.optics.model import Recovery
-from keysource.qkd.optics.settings import Bits, Positions
+from keysource.qkd.optics.settings import Bits
 
 CHUNK = 1 << 15
 """Clicks that go through the detectors at once."""
@@ -230,7 +230,3 @@ def bits_of(ports: Bits, nature: np.random.Generator) -> Bits:
     double = np.flatnonzero(ports == BOTH)
     bits[double] = nature.integers(0, 2, len(double), dtype=np.uint8)
     return bits
-
-
-def positions_of(clicks: Clicks) -> Positions:
-    return clicks.gates.astype(np.uint64)

@@ -8,7 +8,7 @@ GLLP for none; Ma, Fung, Lo, PRA 76 012307 for pairs; Pirandola et al., Nat. Com
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from keysource.qkd.optics.model import Optics
@@ -188,7 +188,3 @@ def plob(eta: float) -> float:
 def one_node(eta: float) -> float:
     """With one ideal repeater in the middle: -log2(1 - sqrt(eta))."""
     return plob(math.sqrt(eta))
-
-
-def at_distance(optics: Optics, km: float) -> Optics:
-    return replace(optics, distance_km=km)
