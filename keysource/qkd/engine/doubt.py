@@ -1,10 +1,10 @@
 """When blocks that gave nothing are an alarm, and when they may still be chance.
 
 An honest link, one that is as its preset says, loses a block now and then.  How often at most is in :data:`CHANCES`;
-each such block gives no key, whatever is said of it.  It is an alarm only where chance would raise it less than about
-once a year: the chances of all blocks lost in a row are multiplied, and the product times a year's blocks must be less
-than :data:`LIMIT`.  A link of five blocks a second has 158 million a year: single blocks beyond their leak budget, four
-standard deviations, are fourteen a day there, and two in a row that miss a test of 3.5 are eleven a year.
+each such block gives no key, whatever is said of it.  It is an alarm only where chance would raise it less than
+about once a year: the chances of all blocks lost in a row are multiplied, and the product times a year's blocks must
+be less than :data:`LIMIT`.  A link of five blocks a second has 158 million a year: single blocks beyond their leak
+budget, four standard deviations, are fourteen a day there, and two in a row that miss a test of 3.5 are nine a year.
 So the number that it takes follows from the link's rate and is in no setting.  Eve in every third block never has two
 in a row: for her, blocks are also counted over a window.
 
@@ -57,8 +57,8 @@ class Doubt:
 
 
 def false_alarms(block_seconds: float) -> float:
-    """How many an honest link raises in a year, at most: all ways in which blocks lost in a row end in an alarm, those
-    spread over a window, and check errors."""
+    """How many an honest link raises in a year, at most: all ways in which blocks lost in a row end in an alarm,
+    those spread over a window, and check errors."""
     blocks, any_reason = YEAR / block_seconds, sum(CHANCES[reason] for reason in WINDOWED)
     others = sum(
         math.comb(WATCHED - 1, k) * any_reason**k * (1.0 - any_reason) ** (WATCHED - 1 - k)
