@@ -7,12 +7,12 @@ is kept in ``NAME.alarm`` in the site's state folder, so that a restart does not
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import replace
 from pathlib import Path
 
 from keysource.base import Checkable, Claiming, Composed, Key, KeySource, Looking, SaePair, SourceStatus
 from keysource.errors import BadAnswer, KeySourceError, Unavailable
+from keysource.private import write_private
 
 MOST_REASON = 200
 
@@ -77,18 +77,7 @@ class Alarmed:
         if not 1 <= len(reason) <= MOST_REASON or not reason.isprintable():
             raise ValueError(f"a reason has 1 to {MOST_REASON} printable characters")
         self.operator_alarm = reason
-        new = self._file.with_suffix(".alarm.new")
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(reason + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self._file)
-        folder = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)  # else a power cut takes the new name back, and the alarm with it
-        finally:
-            os.close(folder)
+        write_private(self._file, f"{reason}\n".encode())
 
     def clear_alarm(self) -> None:
         """Raises ``OSError``: the alarm stands."""

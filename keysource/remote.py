@@ -7,13 +7,14 @@ import ipaddress
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from keysource import tls
 from keysource.base import Hop, Origin, SourceContext
-from keysource.errors import BadSettings
+from keysource.errors import BadAnswer, BadSettings
 
 _GROUP_TIMEOUT = 2.0
 
@@ -63,6 +64,26 @@ class RemoteTable(BaseModel):
     def harvestable(self) -> bool:
         """Does the key cross a wire under classical key exchange only?"""
         return self.hop is Hop.CLASSICAL_TLS and not self.on_loopback
+
+
+def agreed_origin(configured: Origin | None, said: Any, who: str) -> Origin:
+    """What the operator's table and the other side (``who``) say together; None: nothing was said.
+
+    Raises:
+        BadAnswer: what was said is no origin, or differs from the table.
+    """
+    if said is None:
+        return configured or Origin.EXTERNAL
+    try:
+        origin = Origin(said)
+    except ValueError:
+        raise BadAnswer(f"{who} names an origin that is none: {str(said)[:20]!r}") from None
+    if configured is not None and origin is not configured:
+        raise BadAnswer(
+            f'{who} says that its keys are "{origin.value}", the configuration says "{configured.value}";'
+            " the key is refused"
+        )
+    return origin
 
 
 def check_url(value: str, scheme: str, *, path: bool, port: bool) -> str:

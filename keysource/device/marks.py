@@ -14,6 +14,7 @@ from pathlib import Path
 
 from keysource.base import End
 from keysource.errors import BadSettings
+from keysource.private import write_private
 
 _VERSION = 1
 
@@ -83,16 +84,5 @@ class Marks:
 
     def _write(self, next_block: int, opened: set[int]) -> None:
         text = json.dumps(self._identity | {"next_block": next_block, "opened": sorted(opened)}).encode() + b"\n"
-        new = self.path.with_suffix(".new")
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_private(self.path, text)
         self.next_block, self._opened = next_block, opened

@@ -9,7 +9,7 @@ from keysource.errors import BadAnswer, BadSettings, KeySourceError, Unavailable
 from keysource.etsi014.client import Etsi014Client
 from keysource.etsi014.messages import DeliveredKey, Extension, StatusAnswer
 from keysource.etsi014.settings import check_sae, settings_untrusted
-from keysource.remote import load_files, tls_context
+from keysource.remote import agreed_origin, load_files, tls_context
 from keysource.seen import SeenKeys
 from keysource.tls import must_name
 
@@ -59,7 +59,7 @@ class Etsi014Source:
         try:
             origin = self._origin(answer.extension)
         except BadAnswer as error:
-            return self._status(False, str(error))
+            return self._status(False, f"{self.settings.url}: {error}")
         alarm = _text(answer.extension.get("qvpn_alarm"))
         reason = _not_ready(answer, alarm)
         return self._status(not reason, reason, origin=origin, alarm=alarm, answer=answer)
@@ -76,28 +76,13 @@ class Etsi014Source:
         try:
             origin, hops = self._origin(delivered.extension), _hops(delivered.extension)
             self._seen.check(delivered.key_id, delivered.material)
-        except BadAnswer:
+        except BadAnswer as error:
             wipe(delivered.material)
-            raise
+            raise type(error)(f"{self.settings.url}: {error}") from None
         return Key(delivered.key_id, delivered.material, origin, hops)
 
     def _origin(self, extension: Extension) -> Origin:
-        """What operator and KME say together.  Raises :class:`BadAnswer` where they differ."""
-        said, configured = extension.get("qvpn_origin"), self.settings.origin
-        if said is None:
-            return configured or Origin.EXTERNAL
-        try:
-            origin = Origin(said)
-        except ValueError:
-            raise BadAnswer(
-                f"{self.settings.url}: the KME names an origin that is none: {str(said)[:20]!r}"
-            ) from None
-        if configured is not None and origin is not configured:
-            raise BadAnswer(
-                f"{self.settings.url}: the KME says that its keys are {origin.value!r}, the configuration says"
-                f" {configured.value!r}; the key is refused"
-            )
-        return origin
+        return agreed_origin(self.settings.origin, extension.get("qvpn_origin"), "the KME")
 
     def _status(
         self,

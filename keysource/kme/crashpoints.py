@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 
 VARIABLE = "QVPN_KME_CRASH_AT"
 POINTS = (
@@ -60,30 +61,34 @@ POINTS = (
 )
 """Every point there is; a test walks all of them."""
 
-_armed = ""
-_left = 0
+
+class CrashPoints:
+    """Those of one program, of which one may be armed."""
+
+    def __init__(self, variable: str, points: Sequence[str]) -> None:
+        self._variable, self._points = variable, points
+        self._armed, self._left = "", 0
+
+    def arm(self, order: str) -> None:
+        """``POINT`` or ``POINT:COUNT``; an empty order disarms.  Raises ``ValueError``, one sentence."""
+        point, _, count = order.partition(":")
+        if point and (point not in self._points or not (count or "1").isdigit() or int(count or 1) < 1):
+            raise ValueError(f"{self._variable}: no such crash point: {order!r}")
+        self._armed, self._left = point, int(count or 1)
+
+    def arm_from_environment(self) -> bool:
+        """True where a point is armed now.  The variable is taken out, so that no child inherits it."""
+        self.arm(os.environ.pop(self._variable, ""))
+        return bool(self._armed)
+
+    def at(self, point: str) -> None:
+        """This process dies here if it was told to."""
+        if point != self._armed:
+            return
+        self._left -= 1
+        if self._left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm(order: str) -> None:
-    """``POINT`` or ``POINT:COUNT``; an empty order disarms.  Raises ``ValueError``, one sentence."""
-    global _armed, _left
-    point, _, count = order.partition(":")
-    if point and (point not in POINTS or not (count or "1").isdigit() or int(count or 1) < 1):
-        raise ValueError(f"{VARIABLE}: no such crash point: {order!r}")
-    _armed, _left = point, int(count or 1)
-
-
-def arm_from_environment() -> bool:
-    """True where a point is armed now.  The variable is taken out, so that no child inherits it."""
-    arm(os.environ.pop(VARIABLE, ""))
-    return bool(_armed)
-
-
-def at(point: str) -> None:
-    """This process dies here if it was told to."""
-    global _left
-    if point != _armed:
-        return
-    _left -= 1
-    if _left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+_here = CrashPoints(VARIABLE, POINTS)
+arm, arm_from_environment, at = _here.arm, _here.arm_from_environment, _here.at

@@ -37,7 +37,7 @@ from keysource.base import KEY_BYTES
 from keysource.kme import crashpoints
 from keysource.kme.pki import write_new
 from keysource.kme.records import Damaged, StoreError
-from keysource.private import read_secret
+from keysource.private import read_secret, sync
 
 _NAME = b"qvpn-kme epoch keys 1".ljust(32, b"\0")
 _SLOTS, _SLOT, _NONCE = 8, 128, 12
@@ -55,11 +55,11 @@ def new_site_key(path: Path) -> None:
     part.unlink(missing_ok=True)
     write_new(part, base64.b64encode(os.urandom(KEY_BYTES)) + b"\n", 0o600)
     try:
-        _sync(part)
+        sync(part)
         os.link(part, path)  # the whole file or none; never over one that is there
     finally:
         part.unlink()
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def site_key_path(text: str, base: Path, key: str = "site_key") -> Path:
@@ -236,9 +236,9 @@ class EpochKeys(Epochs):
         part = self.path.with_name(self.path.name + ".new")
         part.unlink(missing_ok=True)
         write_new(part, _NAME + bytes(_SLOTS * _SLOT), 0o600)
-        _sync(part)
+        sync(part)
         part.rename(self.path)
-        _sync(part.parent)
+        sync(part.parent)
 
     def _read(self) -> None:
         raw = os.pread(self._file, len(_NAME) + _SLOTS * _SLOT + 1, 0)
@@ -266,11 +266,3 @@ class EpochKeys(Epochs):
     def _write(self, slot: int, content: bytes) -> None:
         os.pwrite(self._file, content.ljust(_SLOT, b"\0"), len(_NAME) + slot * _SLOT)
         os.fsync(self._file)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,6 +23,7 @@ from keysource.base import KEY_BYTES
 from keysource.kme import crashpoints
 from keysource.kme.pki import write_new
 from keysource.kme.records import StoreError
+from keysource.private import sync
 
 _NAME = b"qvpn-kme slots 1"
 _SLOT, _SLOTS = 64, 64
@@ -114,21 +115,13 @@ class Slots:
         part.unlink(missing_ok=True)
         write_new(part, _NAME.ljust(_SLOT, b"\0") + bytes(_SLOT * _SLOTS), 0o600)
         try:
-            _sync(part)
+            sync(part)
             with contextlib.suppress(FileExistsError):
                 os.link(part, self.path)
         finally:
             part.unlink()
-        _sync(self.path.parent)
+        sync(self.path.parent)
 
 
 def _check(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()[:_CHECK]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

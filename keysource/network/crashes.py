@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
+from keysource.kme.crashpoints import CrashPoints
 
 VARIABLE = "QVPN_RELAY_CRASH_AT"
 POINTS = (
@@ -31,26 +30,5 @@ POINTS = (
     # a store of an older release
     "migrate.in-transaction",
 )
-_armed = ""
-_left = 0
-
-
-def arm_from_environment() -> bool:
-    """``POINT`` or ``POINT:COUNT``.  The variable is taken out.  Raises ``ValueError``, one sentence."""
-    global _armed, _left
-    order = os.environ.pop(VARIABLE, "")
-    point, _, count = order.partition(":")
-    if point and (point not in POINTS or not (count or "1").isdigit() or int(count or 1) < 1):
-        raise ValueError(f"{VARIABLE}: no such crash point: {order!r}")
-    _armed, _left = point, int(count or 1)
-    return bool(point)
-
-
-def at(point: str) -> None:
-    """This process dies here if it was told to."""
-    global _left
-    if point != _armed:
-        return
-    _left -= 1
-    if _left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+_here = CrashPoints(VARIABLE, POINTS)
+arm_from_environment, at = _here.arm_from_environment, _here.at

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine
@@ -33,6 +32,7 @@ from keysource.qkd.pair import PairPlan, write_pair
 from keysource.qkd.plan import Plan
 from keysource.qkd.presets import PRESETS
 from keysource.qkd.wiretap import Wiretap
+from keysource.sockets import free_ports
 
 _POLL = 0.05
 _START = 60.0
@@ -126,7 +126,7 @@ class Lab:
     async def _start(self) -> None:
         self.folder = Path(self._parts.enter_context(tempfile.TemporaryDirectory(prefix="qvpn-qkd-")))
         self._log = self._parts.enter_context((self.folder / "log").open("wb"))
-        classical, fibre, front = _free_ports(3)
+        classical, fibre, front = free_ports(3)
         plan = PairPlan(
             Address("127.0.0.1", classical), Address("127.0.0.1", fibre), preset=self.preset, pace=self._pace
         )
@@ -279,11 +279,3 @@ def interrupted(work: Coroutine[Any, Any, None]) -> bool:
 
 def _split(keys: bytes) -> list[bytes]:
     return [keys[at : at + KEY_BYTES] for at in range(0, len(keys), KEY_BYTES)]
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]

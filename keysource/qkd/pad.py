@@ -29,9 +29,10 @@ from typing import Any
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from keysource.private import write_private
 from keysource.qkd.distill.mac import TICKET_BYTES, Ticket
 from keysource.qkd.errors import BadFrame, LinkSettings, PadEmpty, RolledBackLink, StateLost
-from keysource.qkd.files import read_private, write_private
+from keysource.qkd.files import read_private
 
 HEAD_BYTES = 64
 DEFAULT_PAD_BYTES = 1024 * 1024

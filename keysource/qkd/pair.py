@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keysource.base import Owner
+from keysource.private import create_private
 from keysource.qkd.config import Bootstrap, Pace
 from keysource.qkd.errors import LinkSettings
-from keysource.qkd.files import create_private
 from keysource.qkd.identity import generate
 from keysource.qkd.pad import DEFAULT_PAD_BYTES, link_key, make_pad
 from keysource.settings import Address

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from keysource.private import create_private
 from keysource.qkd.errors import LinkSettings
-from keysource.qkd.files import create_private
 from keysource.qkd.optics.eve import Eve
 from keysource.qkd.optics.flight import EntangledPairs, make_flight
 from keysource.qkd.optics.model import Optics

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,16 +28,6 @@ def link_toml(settings: Mapping[str, object], keys: Mapping[str, Path], socket: 
     }
     lines = [f"{name} = {_toml(value)}" for name, value in values.items() if value is not None]
     return "# Made at each start of the daemon; changes here are lost.\n" + "\n".join(lines) + "\n"
-
-
-def write_link_file(path: Path, text: str) -> None:
-    """Replace ``path``, mode 0600."""
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    new.replace(path)
 
 
 def _toml(value: object) -> str:

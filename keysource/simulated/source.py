@@ -33,9 +33,10 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from keysource.base import End, Origin, Owner, SourceContext, SourceStatus
 from keysource.device.source import DeviceSource, expect
 from keysource.errors import BadSettings
+from keysource.private import write_private
 from keysource.settings import AddressText, parse_settings
 from keysource.simulated.child import Child
-from keysource.simulated.link_file import link_toml, write_link_file
+from keysource.simulated.link_file import link_toml
 from keysource.sockets import path_mistake
 
 _OF_SIGNATURES = ("name", "identity", "peer_identity")
@@ -156,7 +157,7 @@ class SimulatedSource(DeviceSource):
         files = self._key_files()
         file = context.state / f"{context.name}.link.toml"
         try:
-            write_link_file(file, link_toml(settings.model_dump(), files, self.socket, context))
+            write_private(file, link_toml(settings.model_dump(), files, self.socket, context).encode())
         except OSError as error:
             raise BadSettings(f"{file}: {error.strerror or error}") from None
         self._child = Child(self.module, ["run", str(file)])

@@ -22,7 +22,7 @@ from pydantic import field_validator
 
 from keysource.base import Key, Origin, SaePair, SourceContext, SourceStatus, wipe
 from keysource.errors import BadAnswer, BadSettings, KeySourceError, Unavailable
-from keysource.remote import RemoteTable, check_url, load_files, tls_context
+from keysource.remote import RemoteTable, agreed_origin, check_url, load_files, tls_context
 from keysource.seen import SeenKeys
 from keysource.settings import parse_settings
 from keysource.skip.client import Said, SkipClient
@@ -108,29 +108,14 @@ class SkipSource:
 
     def _accept(self, said: Said) -> Key:
         try:
-            origin, hops = self._origin(said.origin), _hops(said.hops)
+            origin, hops = agreed_origin(self.settings.origin, said.origin, "the key provider"), _hops(said.hops)
             self._seen.check(said.key.key_id, said.key.material)
         except BadAnswer as error:
             wipe(said.key.material)
             raise type(error)(f"{self.settings.url}: {error}") from None
+        if said.origin is not None:
+            self._said_origin = origin
         return Key(said.key.key_id, said.key.material, origin, hops)
-
-    def _origin(self, said: str | None) -> Origin:
-        """What operator and key provider say together.  Raises :class:`BadAnswer` where they differ."""
-        configured = self.settings.origin
-        if said is None:
-            return configured or Origin.EXTERNAL
-        try:
-            origin = Origin(said)
-        except ValueError:
-            raise BadAnswer("the key provider names an origin that is none") from None
-        if configured is not None and origin is not configured:
-            raise BadAnswer(
-                f'the key provider says that its keys are "{origin}", the configuration says "{configured}"; '
-                "the key is refused"
-            )
-        self._said_origin = origin
-        return origin
 
     def _status(self, reason: str) -> SourceStatus:
         return SourceStatus(

@@ -20,6 +20,7 @@ from keysource.qkd.distill.party import Outcome
 from keysource.qkd.distill.wire import Reason
 from keysource.qkd.engine import seal
 from keysource.qkd.engine.control import ask
+from keysource.qkd.engine.doubt import WATCHED
 from keysource.qkd.engine.end import LinkEnd
 from keysource.qkd.engine.fibre import Fibre
 from keysource.qkd.engine.hardware import Hardware
@@ -217,7 +218,7 @@ def outcome(block: int, reason: Reason | None = None, qber: float = 0.005) -> Ou
 
 
 @pytest.mark.parametrize(("reason", "kind"), [
-    (Reason.QBER, "qber"), (Reason.LEAK, "qber"), (Reason.CHSH, "qber"), (Reason.SHORT, "device"),
+    (Reason.QBER, "qber"), (Reason.CHSH, "qber"), (Reason.MONITOR, "monitor"),
 ])  # fmt: skip
 async def test_each_abort_raises_its_alarm_until_a_block_passes(tmp_path: Path, reason: Reason, kind: str) -> None:
     async with lone_end(tmp_path) as (link, device):
@@ -229,26 +230,36 @@ async def test_each_abort_raises_its_alarm_until_a_block_passes(tmp_path: Path, 
         assert status.alarm is None and status.blocks_held == 1
 
 
-async def test_one_block_that_misses_its_thresholds_is_chance_a_second_in_a_row_is_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("reason", "kind", "chance"), [
+    (Reason.STATISTICS, "qber", 2), (Reason.LEAK, "qber", 2), (Reason.SHORT, "device", 1), (Reason.VERIFY, "qber", 2),
+])  # fmt: skip
+async def test_what_chance_can_do_is_an_alarm_only_when_chance_cannot(
+    tmp_path: Path, reason: Reason, kind: str, chance: int
+) -> None:
+    """Blocks of two seconds: so many in a row may be lost by chance within a year."""
     async with lone_end(tmp_path) as (link, device):
-        for number, alarmed in enumerate((False, True)):
-            link.finish(outcome(number, Reason.STATISTICS), 1.0)
-            assert bool((await device.status()).alarm) == alarmed and link.pause > 0
-        link.finish(outcome(2), 2.0)
-        link.finish(outcome(3, Reason.STATISTICS), 3.0)
+        for number in range(chance):
+            link.finish(outcome(number, reason), 1.0)
+            assert (await device.status()).alarm is None and link.pause > 0
+        for number in range(10, 10 + WATCHED):
+            link.finish(outcome(number), 2.0)
+        for number in range(50, 50 + chance):
+            link.finish(outcome(number, reason), 3.0)
+        assert (await device.status()).alarm is None, "blocks have passed between them"
+        link.finish(outcome(60, reason), 4.0)
+        assert kind in (await device.status()).alarm
+        link.finish(outcome(61), 5.0)
         assert (await device.status()).alarm is None
-        link.finish(outcome(4), 4.0)
-        link.finish(outcome(5, Reason.STATISTICS), 5.0)
-        assert "qber" in (await device.status()).alarm, "every other block is not chance either"
 
 
-async def test_one_failed_verification_is_chance_three_are_not(tmp_path: Path) -> None:
+async def test_four_of_thirty_two_blocks_that_miss_their_thresholds_are_not_chance(tmp_path: Path) -> None:
     async with lone_end(tmp_path) as (link, device):
-        for number in range(2):
-            link.finish(outcome(number, Reason.VERIFY), 1.0)
+        for number in range(0, 6, 2):
+            link.finish(outcome(number, Reason.STATISTICS), 1.0)
+            link.finish(outcome(number + 1), 1.0)
             assert (await device.status()).alarm is None
-        link.finish(outcome(3, Reason.VERIFY), 1.0)
-        assert "qber" in (await device.status()).alarm
+        link.finish(outcome(6, Reason.STATISTICS), 5.0)
+        assert "qber" in (await device.status()).alarm, "every other block is not chance either"
 
 
 async def test_failures_in_a_row_slow_the_link_down_and_a_passed_block_frees_it(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from keysource.private import create_private, write_private
 from keysource.qkd import pad as pad_module
 from keysource.qkd.distill.mac import TICKET_BYTES, Ticket, Transcript
 from keysource.qkd.errors import BadFrame, LinkSettings, PadEmpty, RolledBackLink, StateLost
-from keysource.qkd.files import create_private, lock_folder, read_private, write_private
+from keysource.qkd.files import lock_folder, read_private
 from keysource.qkd.pad import HEAD_BYTES, Claims, LinkState, make_pad
 
 NOBODY: frozenset[int] = frozenset()

@@ -45,10 +45,10 @@ def drawn(preset: Preset, plan: Plan, nature: np.random.Generator) -> Counts:
 
 @pytest.mark.parametrize("name", ["demo", "demo-2decoy", "demo-bbm92", "small10", "metro50"])
 def test_an_honest_block_misses_its_test_about_as_rarely_as_the_margin_says(name: str) -> None:
-    """3.5 standard deviations: once in 4,300.  In 6,000 blocks (60,000 in a long run) one or two; and with a quarter
-    of the margin, one in five."""
+    """3.5 standard deviations: once in 4,300.  In 3,000 blocks (60,000 in a long run) at most a few; and with a
+    quarter of the margin, one in five."""
     preset, nature = PRESETS[name], np.random.default_rng(11)
-    plan, blocks = preset.plan(), 60_000 if LONG else 6_000
+    plan, blocks = preset.plan(), 60_000 if LONG else 3_000
     source = preset.optics.source
     margin = _margin(preset, plan)
     greedy = replace(plan, length=plan.length + round(0.75 * margin))

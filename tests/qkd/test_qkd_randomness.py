@@ -23,6 +23,8 @@ from keysource.qkd.health import FALSE_ALARM, START_UP, WINDOW, HealthTests, pro
 from keysource.qkd.optics.settings import fresh_seed
 from keysource.qkd.randomness import Mixed, Repeatable
 
+LONG = os.environ.get("QVPN_TEST_LONG") == "1"
+
 
 @pytest.fixture(autouse=True)
 def afterwards_the_system() -> None:
@@ -162,6 +164,7 @@ def test_the_configuration_names_its_mistakes(tmp_path: Path, lines: str, key: s
 
 
 async def test_the_deterministic_mode_distils_and_delivers_nothing_and_a_generator_is_used(tmp_path: Path) -> None:
+    """In a long run, too, that one repeatable end is refused, and a link whose Alice has a generator."""
     async with LinkLab(tmp_path) as lab:
         files = [lab.file(site) for site in ("alice", "bob")]
         plain = [file.read_text() for file in files]
@@ -176,6 +179,8 @@ async def test_the_deterministic_mode_distils_and_delivers_nothing_and_a_generat
         assert status["ledger_balance"] == 0 and status["ledger"]["delivered"] == 0 < status["ledger"]["lost"]
         assert "REPEATABLE" in status["randomness"] and "no key" in lab.words()
         assert not lab.clients["alice"].blocks and not lab.clients["bob"].blocks
+        if not LONG:
+            return
         await lab.stop("alice")
         files[0].write_text(f'{plain[0]}qrng = "/dev/urandom"\nqrng_entropy = 6.0\n')
         await lab.start("alice")

@@ -40,6 +40,7 @@ from keysource.qkd.engine.control import ask as ask_fibre
 from keysource.qkd.pair import PairPlan
 from keysource.qkd.pair import write_pair as write_link
 from keysource.settings import Address
+from keysource.sockets import free_ports
 
 NODES = ("west", "north", "middle", "south", "east")
 ENDS = ("west", "east")
@@ -100,7 +101,7 @@ class World:
 
     async def __aenter__(self) -> World:
         try:
-            ports = _free_ports(len(NODES) + 4)
+            ports = free_ports(len(NODES) + 4)
             self._write(ports)
             for name in LINKS:
                 if name != REAL:
@@ -314,19 +315,10 @@ class World:
             await asyncio.sleep(_EVERY)
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody has now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
 def _free_pair() -> int:
     """A port that is free together with the next one.  Raises :class:`DemoFailed`."""
     for _ in range(50):
-        (port,) = _free_ports(1)
+        (port,) = free_ports(1)
         with contextlib.suppress(OSError, OverflowError), socket.socket() as second:
             second.bind(("127.0.0.1", port + 1))
             return port

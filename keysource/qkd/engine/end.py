@@ -20,11 +20,12 @@ from keysource.qkd.distill.party import Outcome, Terms
 from keysource.qkd.distill.signed import SignedTicket
 from keysource.qkd.distill.wire import Reason
 from keysource.qkd.engine.control import Control
+from keysource.qkd.engine.doubt import Doubt
 from keysource.qkd.engine.frontends import FrontEnd, Live, Recorded
 from keysource.qkd.engine.hardware import Hardware
 from keysource.qkd.engine.hello import AgreedTerms
 from keysource.qkd.engine.report import KEPT_REPORTS, report
-from keysource.qkd.engine.verdicts import ALARMS, CHANCE, SENTENCES, WATCHED, authenticity, randomness, withhold
+from keysource.qkd.engine.verdicts import ALARMS, SENTENCES, authenticity, randomness, withhold
 from keysource.qkd.errors import LinkError, StateLost
 from keysource.qkd.files import lock_folder
 from keysource.qkd.identity import Signers
@@ -108,8 +109,7 @@ class LinkEnd:
         self.trouble = "the other end was not reached yet"
         self.last_reason: str | None = None
         self._deliveries: deque[tuple[float, int]] = deque()
-        self._verify_failures = 0
-        self._missed: deque[bool] = deque(maxlen=WATCHED)
+        self._doubt = Doubt(self.preset.block_seconds)
         self.slowness: float | None = None
         """Wall seconds from one passed block to the next, per second that its pulses take on the real link."""
         self._last_passed: float | None = None
@@ -244,8 +244,8 @@ class LinkEnd:
 
     def _deliver(self, outcome: Outcome, now: float) -> None:
         self.passed += 1
-        self.failures_in_a_row = self._verify_failures = 0
-        self._missed.append(False)
+        self.failures_in_a_row = 0
+        self._doubt.passed()
         if self._last_passed is not None:
             self.slowness = round((now - self._last_passed) / self.preset.block_seconds, 2)
         self._last_passed = now
@@ -263,13 +263,7 @@ class LinkEnd:
         self.failed += 1
         self.failures_in_a_row += 1
         self.last_reason = SENTENCES[reason]
-        kind = ALARMS.get(reason)
-        if reason is Reason.VERIFY:
-            self._verify_failures += 1
-            kind = "qber" if self._verify_failures > 2 else None  # one frame in a thousand is chance
-        self._missed.append(reason is Reason.STATISTICS)
-        if reason is Reason.STATISTICS and self.failures_in_a_row < 2 and sum(self._missed) <= CHANCE:
-            kind = None  # chance, and no Eve in every other block; it gives nothing all the same
+        kind = ALARMS[reason] if self._doubt.lost(reason) else None
         if kind is not None:
             detail = SENTENCES[reason]
             if reason is Reason.QBER and self.qber is not None:

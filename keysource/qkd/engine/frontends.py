@@ -23,8 +23,9 @@ from typing import Protocol
 
 from keysource.base import End
 from keysource.device.server import peer_is_trusted
+from keysource.private import sync
 from keysource.qkd.errors import BadFrame, LinkError, LinkSettings, PeerLost
-from keysource.qkd.files import read_private, sync_folder
+from keysource.qkd.files import read_private
 from keysource.qkd.optics.sampler import Detections
 from keysource.qkd.records import RecordedSettings, detections_untrusted, settings_untrusted
 
@@ -109,7 +110,7 @@ class Recorded:
             if used.exists():
                 raise LinkError(f"{path}: this block was used before")
             path.rename(used)
-            sync_folder(self._folder)  # first out of reach, then read
+            sync(self._folder)  # first out of reach, then read
             record = read_private(used, "the record")
         except OSError as error:
             raise LinkError(f"{path}: {error.strerror}") from None

@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from keysource.base import End
+from keysource.private import write_private
 from keysource.qkd import randomness
 from keysource.qkd.config import Address, EndConfig, FibreConfig
 from keysource.qkd.engine.channel import Channel
@@ -24,7 +25,7 @@ from keysource.qkd.engine.leash import die_with_parent
 from keysource.qkd.engine.qrng import Qrng
 from keysource.qkd.engine.session import alice_session, bob_session, greet_alice, greet_bob, prove_alice
 from keysource.qkd.errors import BadFrame, Fatal, LinkError, LinkSettings, PeerLost
-from keysource.qkd.files import lock_folder, read_private, write_private
+from keysource.qkd.files import lock_folder, read_private
 from keysource.qkd.identity import Signers, load_signers
 from keysource.qkd.pad import HEAD_BYTES
 from keysource.qkd.presets import PRESETS

@@ -6,16 +6,16 @@ from keysource.qkd.config import EndConfig
 from keysource.qkd.distill.party import Outcome
 from keysource.qkd.distill.wire import Reason
 
-WATCHED, CHANCE = 32, 3
-"""Of so many blocks, so many may miss their statistical test by chance (once in about 4,000) without an alarm."""
 ALARMS = {
     Reason.SHORT: "device",
     Reason.QBER: "qber",
     Reason.LEAK: "qber",
+    Reason.VERIFY: "qber",
     Reason.STATISTICS: "qber",
     Reason.MONITOR: "monitor",
     Reason.CHSH: "qber",
 }
+"""The kind of each, once it is more than chance: see :mod:`~.doubt`."""
 SENTENCES = {
     Reason.SHORT: "fewer detections than a block needs",
     Reason.QBER: "too many errors in the check basis",

@@ -7,6 +7,16 @@ Two proofs by name:
 
 A *count pair* is (events with mu1, events with mu2).  The decoy bounds are those of Rusca 2018 appendix A, with the
 factor e^k/p_k in every term, Hoeffding's deviation delta(n, e) = sqrt(n ln(1/e) / 2), and one e for every term.
+
+The error budget.  ``wiesemann2024`` cuts it into 15 parts: 5 for smoothing and hashing (their reasons stand in
+:mod:`~.twodecoy`) and 10 for deviations, which are four of each basis (n of mu2 not too many, n of mu1 not too few,
+errors of one intensity not too few, half of the vacuum wrong) and two of the errors that bound the phase.  Vacuum
+events have two bounds, one of each intensity; the lower one is taken, and both must hold unless it is fixed
+beforehand which that is.  It is not, neither here nor in the program that belongs to the paper, so here the parts are
+counted again, and they are enough.  Where there are but two intensities, both a count and its expectation, given the
+photon numbers, add up over them to the same total.  What mu1 has too few of, mu2 has too many of: one event, not two.
+That leaves, of each basis, one deviation of n, two of the errors and one of the vacuum's half; those of the errors in
+X are the very ones that bound the phase.  :data:`COUNTED` names them: 8, and 13 with the 5.
 """
 
 from __future__ import annotations
@@ -19,6 +29,23 @@ from keysource.qkd.rates.entropy import binary_entropy
 
 PROOFS = ("wiesemann2024", "rusca2018")
 DELIVERING = "wiesemann2024"
+TERMS = {"wiesemann2024": 15.0, "rusca2018": 19.0}
+"""Parts that the error budget is cut into, by proof."""
+COUNTED = {
+    "2 a: phase errors of the key's singles, sampled by the check's": 2,
+    "2 b: the chain rule that takes off the bits that are no singles": 2,
+    "v: leftover hashing": 1,
+    "s_z1: mu2 in Z not more than expected, so mu1 not fewer": 1,
+    "s_z1: its vacuum events, half of them errors": 1,
+    "s_z1: its vacuum events by mu1, errors of mu1 in Z not fewer than expected": 1,
+    "s_z1: its vacuum events by mu2, errors of mu2 in Z not fewer than expected": 1,
+    "s_x1: mu2 in X not more than expected, so mu1 not fewer": 1,
+    "s_x1: its vacuum events, half of them errors": 1,
+    "s_x1: its vacuum events by mu1, and v_x1: errors of mu1 in X not fewer than expected, so of mu2 not more": 1,
+    "s_x1: its vacuum events by mu2, errors of mu2 in X not fewer than expected": 1,
+}
+"""How many parts each statement of ``wiesemann2024`` takes: 13, and 15 for who prefers the chain rule's other order,
+in which a counts twice."""
 
 
 class Pair(NamedTuple):
@@ -104,7 +131,8 @@ def deviation(total: float, epsilon: float) -> float:
 
 
 def vacuum_upper(decoy: Decoy, n: Pair, m: Pair, epsilon: float) -> float:
-    """Vacuum events at most: half of them are errors, and errors are counted."""
+    """Vacuum events at most: half of them are errors, and errors are counted.  Both intensities bound them, and the
+    lower bound is taken; both are paid for (see above)."""
     tau0, spread = decoy.tau(0), deviation(m.total, epsilon)
     candidates = (tau0 * w * (errors + spread) for w, errors in zip(decoy.weights, m, strict=True))
     return min(n.total, 2.0 * (min(candidates) + deviation(n.total, epsilon)))
@@ -156,7 +184,7 @@ def bounds(decoy: Decoy, counts: Counts, security: Security, proof: str = DELIVE
     """
     if proof not in PROOFS:
         raise ValueError(f"proof {proof!r} is none of {', '.join(PROOFS)}")
-    epsilon = security.secrecy / (15.0 if proof == "wiesemann2024" else 19.0)
+    epsilon = security.secrecy / TERMS[proof]
     n_z, m_z, n_x, m_x = (Pair(*each) for each in (counts.n_z, counts.m_z, counts.n_x, counts.m_x))
     s_z1 = single_lower(decoy, n_z, m_z, epsilon)
     s_x1 = single_lower(decoy, n_x, m_x, epsilon)
@@ -174,9 +202,9 @@ def constant_cost(security: Security, proof: str = DELIVERING) -> float:
     """Bits that every block pays, whatever its size: smoothing, hashing, error verification."""
     verification = math.log2(2.0 / security.correctness)
     if proof == "wiesemann2024":
-        return verification + 4.0 * math.log2(15.0 / (security.secrecy * 2.0**0.25))
+        return verification + 4.0 * math.log2(TERMS[proof] / (security.secrecy * 2.0**0.25))
     if proof == "rusca2018":
-        return verification + 6.0 * math.log2(19.0 / security.secrecy)
+        return verification + 6.0 * math.log2(TERMS[proof] / security.secrecy)
     raise ValueError(f"proof {proof!r} is none of {', '.join(PROOFS)}")
 
 

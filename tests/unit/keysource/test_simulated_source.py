@@ -18,8 +18,9 @@ from keysource.device.messages import DeviceInfo
 from keysource.device.server import DeviceServer
 from keysource.device.source import DeviceSource
 from keysource.errors import BadAnswer, BadSettings, Exhausted, Unavailable, UnknownKeyID
+from keysource.private import write_private
 from keysource.simulated.child import Child
-from keysource.simulated.link_file import link_toml, write_link_file
+from keysource.simulated.link_file import link_toml
 from keysource.simulated.source import SimulatedSettings, SimulatedSource
 
 LINK = {"role": "left", "listen": "127.0.0.1:1", "auth_key": "link.key"}
@@ -117,7 +118,7 @@ def test_generated_file_is_what_the_link_reads(tmp_path: Path) -> None:
     settings = SimulatedSettings(**LINK, owner=Owner.B, fibre="[::1]:9")  # type: ignore[arg-type]
     file = tmp_path / "link.toml"
     keys = {"auth_key": tmp_path / "link.key"}
-    write_link_file(file, link_toml(settings.model_dump(), keys, tmp_path / "s", context(tmp_path)))
+    write_private(file, link_toml(settings.model_dump(), keys, tmp_path / "s", context(tmp_path)).encode())
     config = load(file)
     assert isinstance(config, EndConfig)
     assert (config.end, config.owner, str(config.classical)) == (End.A, Owner.B, "127.0.0.1:1")
@@ -129,7 +130,7 @@ def test_generated_file_of_a_signing_end_is_what_the_link_reads(tmp_path: Path) 
 
     settings, file = SimulatedSettings(**SIGNS), tmp_path / "link.toml"  # type: ignore[arg-type]
     keys = {"identity": tmp_path / "me.pem", "peer_identity": tmp_path / "peer.pub"}
-    write_link_file(file, link_toml(settings.model_dump(), keys, tmp_path / "s", context(tmp_path)))
+    write_private(file, link_toml(settings.model_dump(), keys, tmp_path / "s", context(tmp_path)).encode())
     config = load(file)
     assert isinstance(config, EndConfig) and config.name == "l"
     assert config.identities == (tmp_path / "me.pem", tmp_path / "peer.pub")
