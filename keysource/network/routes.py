@@ -47,11 +47,6 @@ def disjoint_paths(capacity: Capacity, start: str, goal: str, count: int, max_ho
     )
 
 
-def bottleneck(capacity: Capacity, paths: list[Path]) -> int:
-    """Units on the poorest link of these paths."""
-    return min(capacity.get(pair, 0) for path in paths for pair in itertools.pairwise(path))
-
-
 def _least_total(edges: set[_Edge], start: str, goal: str, count: int) -> list[Path]:
     """``count`` node-disjoint paths with the least sum of lengths; empty where there are not so many."""
     used: set[_Edge] = set()

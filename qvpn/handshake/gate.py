@@ -133,11 +133,6 @@ class Gate:
             tuple(wire.gate_key(psk, own, theirs, own) for theirs in prints),
         )
 
-    def remove_peer(self, name: str) -> None:
-        """Raises KeyError if there is none."""
-        del self._peers[name]
-        self._endpoints.pop(name, None)
-
     def set_endpoint(self, name: str, address: UdpAddress | None) -> None:
         """The peer's address, from configuration or roaming; call it whenever it changes."""
         if address is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,10 @@ def everything(capacity: dict[tuple[str, str], int], count: int, max_hops: int, 
     return best
 
 
-def worth(capacity: dict[tuple[str, str], int], need: int, paths: object) -> int:
-    return min(routes.PLENTY * need, routes.bottleneck(capacity, list(paths)))  # type: ignore[call-overload]
+def worth(capacity: dict[tuple[str, str], int], need: int, paths: Iterable[tuple[str, ...]]) -> int:
+    """Units on the poorest link of these paths; beyond plenty, more is no better."""
+    poorest = min(capacity.get(pair, 0) for path in paths for pair in itertools.pairwise(path))
+    return min(routes.PLENTY * need, poorest)
 
 
 @settings(max_examples=200, deadline=None)

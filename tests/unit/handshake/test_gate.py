@@ -198,15 +198,11 @@ def test_several_identities_of_one_peer() -> None:
         assert isinstance(whole, Complete) and whole.carrier.identity == place
 
 
-def test_peers_come_and_go() -> None:
+def test_a_peer_s_name_is_taken_once() -> None:
     gate, _ = make(1)
     with pytest.raises(ValueError):
         gate.add_peer(PeerParameters("peer0", SITE, (PEERS[0].public,)))
     assert isinstance(gate.receive(sent(0)[0], AWAY, 0.0), Reply)
-    gate.remove_peer("peer0")
-    assert gate.receive(sent(0)[0], AWAY, 0.0) == Dropped(DropReason.HANDSHAKE_UNKNOWN_PEER)
-    with pytest.raises(KeyError):
-        gate.remove_peer("peer0")
 
 
 def test_the_number_of_remembered_addresses_is_bounded() -> None:
