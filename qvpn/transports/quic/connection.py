@@ -4,6 +4,7 @@
 
 - a packet has at most so many frames, an ACK frame so many ranges, the TLS handshake so many bytes, and streams none;
   more ends the connection.  Without that, one datagram of frames of one byte costs its receiver milliseconds;
+- acknowledgements that were sent and that nobody acknowledges are forgotten after a while;
 - packets with a short header on the path in use are opened by :meth:`receive_datagram` itself, and packets that
   have nothing but DATAGRAM frames are built by :meth:`seal`.  They are the same packets (RFC 9000, 17.3.1; RFC 9221),
   under aioquic's own keys, numbers and books, for a fraction of its work.  Whatever is unusual (another path, another
@@ -45,6 +46,9 @@ RANGES = 128
 
 CRYPTO_BYTES = 1 << 16
 """Of TLS in each of its stages: certificates take some thousand."""
+
+ACKNOWLEDGEMENTS = 64
+"""Packets without anything that is acknowledged by itself, of which we remember that we sent them."""
 
 SENT_FRAMES = 16
 """Datagrams that share a packet at the most."""
@@ -245,6 +249,26 @@ class Connection(QuicConnection):
             return False
 
     # sending
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, Address]]:
+        found = super().datagrams_to_send(now)
+        self._forget_acknowledgements()
+        return found
+
+    def _forget_acknowledgements(self) -> None:
+        """An end that only receives sends acknowledgements that nobody acknowledges; aioquic keeps them all for ever.
+
+        The oldest may go: nothing is repeated when they are lost, and congestion control has not counted them.
+        """
+        space = self._spaces.get(ONE_RTT)
+        if space is None:
+            return
+        sent = space.sent_packets
+        if len(sent) - space.ack_eliciting_in_flight <= 2 * ACKNOWLEDGEMENTS:
+            return
+        idle = [number for number, packet in sent.items() if not packet.is_ack_eliciting and not packet.in_flight]
+        for number in idle[:-ACKNOWLEDGEMENTS]:
+            del sent[number]
 
     @property
     def only_datagrams(self) -> bool:

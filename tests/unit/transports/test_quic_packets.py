@@ -23,8 +23,17 @@ from hypothesis import strategies as st
 
 from qvpn.netio.base import Address
 from qvpn.transports.quic import certificate
-from qvpn.transports.quic.connection import FRAMES, LEAST_FRAME, SENT_FRAMES, Connection, datagrams_in
+from qvpn.transports.quic.connection import (
+    ACKNOWLEDGEMENTS,
+    FRAMES,
+    LEAST_FRAME,
+    SENT_FRAMES,
+    Connection,
+    datagrams_in,
+)
 from qvpn.transports.quic.pacer import BatchPacer
+from qvpn.transports.quic.settings import parse_peer
+from tests.unit.transports.quic_world import SERVER, World, pair
 
 CERTIFICATE = certificate.self_made("localhost")
 LONG = os.environ.get("QVPN_TEST_LONG") == "1"
@@ -342,3 +351,21 @@ def test_frames_come_out_as_they_went_in(contents: list[bytes]) -> None:
     assert datagrams_in(long + b"\x01") is None and datagrams_in(long[:-1]) is None
     many = b"\x31\x01x" * (FRAMES + 300)
     assert len(many) // LEAST_FRAME < 300 and datagrams_in(many) is None
+
+
+def test_an_end_that_only_receives_remembers_few_of_its_acknowledgements() -> None:
+    """Nobody acknowledges them, so aioquic alone would keep every one for as long as the connection lasts."""
+    world = World()
+    server, at_server, client, _ = pair(world)
+    books = [link.quic._spaces[Epoch.ONE_RTT] for link in (*server.links, *client.links)]
+    first = server.links[0].quic._packet_number
+    for number in range(500):
+        client.send_batch([memoryview(b"\x10%d" % number)], parse_peer(SERVER, {}))
+        world.run(0.03)
+        assert all(len(book.sent_packets) <= 2 * ACKNOWLEDGEMENTS + 1 for book in books)
+    assert server.links[0].quic._packet_number - first >= 400, "there were acknowledgements to forget"
+    assert at_server == [b"\x10%d" % number for number in range(500)]
+    assert server.send_batch([memoryview(b"\x10back")], server.links[0].address) == 1
+    world.run(0.2)
+    assert all(not book.ack_eliciting_in_flight for book in books)
+    assert not books[0].sent_packets, "what was kept is known to have arrived"
