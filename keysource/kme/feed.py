@@ -59,6 +59,8 @@ class Feed:
             raise Unavailable(str(error)) from None
         if status.next_block < row.next_block:
             log.error("the device starts anew", peer=self._peer, next_block=status.next_block, stored=row.next_block)
+        elif row.next_block:  # a crash may have come between storing and acknowledging: the device holds it still
+            await device.ack(row.next_block - 1)
         self._link.connected, self._link.trouble, self._said = True, "", ""
         self._watch = asyncio.create_task(self._watch_status(device))
         log.info("device connected", peer=self._peer, link=info.link, end=info.end.value, origin=info.origin.value)

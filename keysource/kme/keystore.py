@@ -46,6 +46,9 @@ from keysource.kme.records import (
 from keysource.kme.schema import MAX_BLOCK, delivery_label, unit_label
 from keysource.kme.vault import Vault
 
+Label = tuple[Origin, int]
+"""Origin and hops of a key."""
+
 
 def _rows_of(peer: str, terms: Terms, token: str) -> set[tuple[object, ...]]:
     """What a key that was reserved on these terms has, for each of its slaves."""
@@ -231,10 +234,11 @@ class KeyStore(Vault):
             units = [unit.key_id for offer in offers for unit in offer.units]
             self._lock_units(units)
             waiting = self._terms_of([offer.key_id for offer in offers])
-            free, fresh = self._free(peer, units), list[Offer]()
+            free, fresh, again = self._free(peer, units), list[Offer](), list[str]()
             for offer in offers:
                 known = waiting.get(offer.key_id, set())
                 if known == _rows_of(peer, terms, offer.token):
+                    again.append(offer.key_id)
                     continue
                 lacking = [unit.key_id for unit in offer.units if unit.key_id not in free]
                 if lacking or known:  # a deposit came first under that name
@@ -243,8 +247,8 @@ class KeyStore(Vault):
                 fresh.append(offer)
             taken = self._take(peer, [unit.key_id for offer in fresh for unit in offer.units], 0, taking)
             keys = [self.joined([taken[unit.key_id] for unit in offer.units], terms.size) for offer in fresh]
-            self._wait(peer, terms, keys, [offer.token for offer in fresh], now)
-            answer = self._reach(peer, missing)
+            labels = self._wait(peer, terms, keys, [offer.token for offer in fresh], now)
+            answer = self._reach(peer, missing, labels + self._labels(again))
             crashpoints.at("reserve.in-transaction")
         crashpoints.at("reserve.committed")
         return answer
@@ -267,9 +271,11 @@ class KeyStore(Vault):
                 waiting, free = self._terms_of([deposit.key_id for deposit in deposits]), self._free(peer, units)
                 fresh = [d for d in deposits if waiting.get(d.key_id, set()) != _rows_of(peer, terms, d.token)]
                 missing = [u.key_id for d in fresh for u in d.units if u.key_id not in free]
+                labels = self._labels(waiting.keys() - {d.key_id for d in fresh})
                 for deposit in fresh if not missing else ():
-                    self._wait(peer, terms, [self._unmasked(link, terms, deposit, taking)], [deposit.token], now)
-                answer = self._reach(peer, missing)
+                    key = self._unmasked(link, terms, deposit, taking)
+                    labels += self._wait(peer, terms, [key], [deposit.token], now)
+                answer = self._reach(peer, missing, labels)
                 crashpoints.at("deposit.in-transaction")
         except BadDeposit:
             self._delete(unit.key_id for deposit in fresh for unit in deposit.units)  # a pad serves once
@@ -425,16 +431,29 @@ class KeyStore(Vault):
         wipe(mac.material)
         return StoredKey(deposit.key_id, material, origin, terms.hops)
 
-    def _wait(self, peer: str, terms: Terms, keys: Sequence[StoredKey], tokens: Sequence[str], now: float) -> None:
-        rows = []
+    def _wait(
+        self, peer: str, terms: Terms, keys: Sequence[StoredKey], tokens: Sequence[str], now: float
+    ) -> list[Label]:
+        """What each claims."""
+        rows, labels = [], list[Label]()
         for key, token in zip(keys, tokens, strict=True):
             origin, hops = weakest((key.origin, terms.origin or key.origin)), max(key.hops, terms.hops)
+            labels.append((origin, hops))
             for slave in terms.slaves:
                 named = (key.key_id, slave, terms.master, peer, terms.size, origin.value, hops)
                 rows.append((*named, *self.seal(delivery_label(*named), key.material), token, now))
             wipe(key.material)
         if rows:
             self._db.executemany("INSERT INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        return labels
+
+    def _labels(self, key_ids: Collection[str]) -> list[Label]:
+        """What keys claim that wait already."""
+        if not key_ids:  # nearly always: an offer comes a second time only after an outage
+            return []
+        among, value = self._among("key_id", key_ids)
+        found = self._db.execute(f"SELECT origin, hops FROM delivery WHERE {among}", value).fetchall()
+        return [(Origin(origin), hops) for origin, hops in found]
 
     def _hand_over(self, key_ids: Sequence[str], slave: str, master: str, damaged: list[str]) -> list[StoredKey]:
         """One slave has its keys: the bytes go; a row goes when no other slave waits for the same key."""
@@ -458,9 +477,11 @@ class KeyStore(Vault):
             self._count(peer, fetched=number)
         return keys
 
-    def _reach(self, peer: str, missing: list[str]) -> Reservation:
+    def _reach(self, peer: str, missing: list[str], held: Sequence[Label]) -> Reservation:
         first, following = self._db.execute(
             "SELECT (SELECT min(block) FROM key WHERE peer = :p AND own = 0), next_block FROM link WHERE peer = :p",
             {"p": peer},
         ).fetchone() or (0, 0)
-        return Reservation(missing, following if first is None else first, following)
+        origin = weakest(origin for origin, _hops in held) if held else None
+        hops = max((hops for _origin, hops in held), default=0)
+        return Reservation(missing, following if first is None else first, following, origin, hops)

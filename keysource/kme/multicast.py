@@ -21,6 +21,8 @@ from typing import Any
 
 from keysource.base import wipe
 from keysource.kme import crashpoints
+from keysource.kme.ground import EXHAUSTED, NotNow
+from keysource.kme.issuing import ROUNDS, Taken
 from keysource.kme.peering import PeerUnavailable
 from keysource.kme.records import (
     Deposit,
@@ -35,7 +37,7 @@ from keysource.kme.records import (
     weakest,
     xor,
 )
-from keysource.kme.site import EXHAUSTED, ROUNDS, NotNow, Site, Taken
+from keysource.kme.site import Site
 
 _background: set[asyncio.Task[None]] = set()
 Shares = dict[str, Terms]

@@ -75,7 +75,7 @@ class PeerApi:
     ) -> web.Response:
         if held:
             facts = {"peer": peer, "master": terms.master, "slaves": list(terms.slaves), "size": terms.size}
-            self._audit.write("reserved", held, **facts)
+            self._audit.write("reserved", held, **facts, origin=answer.origin, hops=answer.hops)
         hashes = [hashed(key_id) for key_id in held]
         log.info(
             "reserved",

@@ -137,6 +137,10 @@ class Reservation:
     """It has no free unit of the asking end in any block below."""
     next_block: int
     """It has received all blocks below."""
+    origin: Origin | None = None
+    """The weakest of what is reserved now, for the audit log of that KME; None where that is nothing."""
+    hops: int = 0
+    """Likewise the most."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,10 +31,11 @@ from keysource.kme.auth import Certificate, certificate_of, sae_reader
 from keysource.kme.boundedlog import BoundedLog
 from keysource.kme.config import KmeConfig, Limits, PeerKme, Sae
 from keysource.kme.faults import CUTS, SLOW_SECONDS, Fault, FaultSwitch
+from keysource.kme.ground import EXHAUSTED, NotNow
 from keysource.kme.logs import hashed
 from keysource.kme.ratelimit import RateLimits
 from keysource.kme.records import ANY, KeysNotFound, NotTheSlave, StoredKey, StoreError, Terms, Wanted, weakest
-from keysource.kme.site import EXHAUSTED, NotNow, Site
+from keysource.kme.site import Site
 from keysource.kme.spellings import respelled
 
 MAX_BODY = 256 * 1024

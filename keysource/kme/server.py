@@ -22,12 +22,13 @@ from keysource.kme.credentials import contexts, expired_context, fingerprint, no
 from keysource.kme.faults import Fault, FaultSwitch, fault_named
 from keysource.kme.feed import Feed
 from keysource.kme.following import FileFollower
+from keysource.kme.ground import NotNow
 from keysource.kme.listener import Listener, ListenError
 from keysource.kme.peer_api import PeerApi
 from keysource.kme.peering import PeerClient
 from keysource.kme.records import Counts, StoreError
 from keysource.kme.sae_api import SaeApi
-from keysource.kme.site import NotNow, Site
+from keysource.kme.site import Site
 from keysource.kme.skip_api import SkipApi
 
 _HOUSEKEEPING = 60.0

@@ -20,10 +20,11 @@ from keysource.kme.audit import Audit, AuditError
 from keysource.kme.auth import certificate_of, sae_reader
 from keysource.kme.config import KmeConfig, Sae
 from keysource.kme.faults import Fault, FaultSwitch
+from keysource.kme.ground import NotNow
 from keysource.kme.logs import hashed
 from keysource.kme.ratelimit import RateLimits
 from keysource.kme.records import KeysNotFound, NotTheSlave, StoredKey, StoreError, Terms
-from keysource.kme.site import NotNow, Site
+from keysource.kme.site import Site
 from keysource.skip.messages import Capabilities, SkipKey
 from keysource.skip.server import Issued, Refused, skip_application
 

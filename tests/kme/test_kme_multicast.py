@@ -124,6 +124,9 @@ async def test_the_books_of_both_ends_name_the_same_keys(network):
     assert issued["keys"] == reserved["keys"] == fetched["keys"]
     assert (issued["master"], issued["slaves"]) == ("sae-alice", ["sae-bob", "sae-carol"])
     assert (fetched["slave"], fetched["origin"]) == ("sae-carol", "couriered")
+    first = [line for line in network.audit("bob") if line["event"] == "reserved"][-1]
+    for line in (issued, first, reserved, fetched):
+        assert (line["origin"], line["hops"]) == ("couriered", 0), line["event"]
     for site in ("alice", "bob", "carol"):
         text = (network.folder / site / "state/audit.jsonl").read_text()
         assert not any(key_id in text for key_id in network.book.keys)

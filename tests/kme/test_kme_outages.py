@@ -13,6 +13,7 @@ import pytest
 from keysource import tls
 from keysource.base import Origin
 from keysource.errors import Exhausted, Unavailable
+from keysource.kme import crashpoints
 from keysource.kme.control import ControlError
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -188,6 +189,34 @@ async def test_blocks_are_acknowledged_after_they_are_stored(lab):
     assert lab.devices["alice"].status().blocks_held == 1
     lab.start_kme("alice")
     await lab.stored(16)
+
+
+async def test_a_block_that_was_stored_before_a_crash_is_acknowledged_when_the_kme_comes_back(lab, monkeypatch):
+    """Else the device would keep it, and its room, until another block came."""
+    await lab.settle(keys=8)
+    lab.kill_kme("alice")
+    monkeypatch.setenv(crashpoints.VARIABLE, "block.stored")
+    lab.start_kme("alice")
+    monkeypatch.delenv(crashpoints.VARIABLE)
+    await lab.ready("alice")
+    lab.publish(8)
+    died = await asyncio.to_thread(lab.processes.pop("alice").wait, 20)
+    assert died == -signal.SIGKILL
+    assert lab.devices["alice"].status().blocks_held == 1
+    lab.start_kme("alice")
+    await lab.until(lambda: lab.devices["alice"].status().blocks_held == 0, "the acknowledgement")
+    await lab.stored(16)
+
+
+async def test_a_device_that_starts_anew_is_not_told_to_erase_what_it_numbers_as_before(lab):
+    """Block 0 of the new one is no old block, though its number is one that the store has seen."""
+    await lab.settle(keys=8)
+    await lab.stop_device("alice")
+    device = await lab.start_device("alice")
+    device.publish(0, bytearray(32))
+    await lab.until(lambda: any("starts anew" in line["event"] for line in lab.log("alice")), "the warning")
+    await lab.ready("alice")
+    assert device.status().blocks_held == 1
 
 
 async def test_status_of_the_source_tells_what_the_device_measures(lab):

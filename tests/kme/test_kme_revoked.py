@@ -10,6 +10,7 @@ from keysource.kme.audit import Audit
 from keysource.kme.auth import Certificate
 from keysource.kme.config import EXAMPLE, load
 from keysource.kme.faults import Fault, FaultSwitch
+from keysource.kme.ground import NotNow
 from keysource.kme.peer_api import PeerApi
 from keysource.kme.ratelimit import RateLimits
 from keysource.kme.records import (
@@ -26,7 +27,7 @@ from keysource.kme.records import (
     xor,
 )
 from keysource.kme.sae_api import Refused as Refused401
-from keysource.kme.site import NotNow, Site
+from keysource.kme.site import Site
 from keysource.kme.skip_api import SkipApi
 from keysource.kme.store import Store
 from keysource.skip.server import Refused

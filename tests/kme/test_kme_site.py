@@ -9,11 +9,13 @@ import pytest
 import pytest_asyncio
 
 from keysource.base import End, Origin, Owner, derive_key_id
+from keysource.kme import issuing
 from keysource.kme import site as site_module
 from keysource.kme.config import EXAMPLE, load
+from keysource.kme.ground import NotNow
 from keysource.kme.peering import PeerUnavailable
 from keysource.kme.records import LinkRow, Reservation, Terms
-from keysource.kme.site import NotNow, Site
+from keysource.kme.site import Site
 
 PEER = "kme-bob"
 
@@ -188,7 +190,7 @@ async def test_cancelled_while_offered_the_key_is_offered_again(ground):
 async def test_a_deadline_never_falls_between_deleting_and_handing_out(ground, monkeypatch):
     """The store goes on when its caller gives up: a key deleted for nobody would be lost, under a 503."""
     site, _peer = ground
-    monkeypatch.setattr(site_module, "ISSUE_TIMEOUT", 0.1)
+    monkeypatch.setattr(issuing, "ISSUE_TIMEOUT", 0.1)
     real = site._store.issue
     monkeypatch.setattr(site._store, "issue", lambda *args: (time.sleep(0.3), real(*args))[1])
     assert len(await issue(site, 2)) == 2
@@ -205,7 +207,7 @@ async def test_only_so_many_exchanges_are_under_way_and_no_more_is_touched(groun
     for _ in range(100):
         await asyncio.sleep(0)
     assert len(peer.offers) == 2
-    monkeypatch.setattr(site_module, "QUEUE_TIMEOUT", 0.01)
+    monkeypatch.setattr(issuing, "QUEUE_TIMEOUT", 0.01)
     with pytest.raises(NotNow, match="too many ask for keys at once") as refused:
         await issue(site)
     assert refused.value.reason == ""  # not for lack of keys

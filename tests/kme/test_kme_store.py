@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
@@ -88,6 +89,21 @@ def test_reserve_only_the_other_ends_free_keys(ends):
     assert reserve(b, [owned_by_a], pair=("sae-x", "sae-b")).missing == [owned_by_a]
     b.fetch(*PAIR, [owned_by_a])
     assert reserve(b, [owned_by_a]).missing == [owned_by_a]  # gone
+
+
+def test_reserve_tells_the_weakest_of_what_it_holds_now(ends):
+    """For the audit log: also of what an earlier offer reserved, and nothing of what is missing."""
+    _, (b, row) = ends
+    b.add_block(row, 0, block_of(0, 2))
+    b.add_block(replace(row, origin=Origin.RELAYED, hops=row.hops + 1), 1, block_of(1, 2))
+    fibre, relayed = derive_key_id("link", 0, 0), derive_key_id("link", 1, 0)
+    told = [
+        (answer.origin, answer.hops)
+        for key_ids in (["nothing"], [fibre], [fibre, "nothing"], [fibre, relayed], [relayed])
+        for answer in [reserve(b, key_ids)]
+    ]
+    strong, weak = (Origin.QKD, row.hops), (Origin.RELAYED, row.hops + 1)
+    assert told == [(None, 0), strong, strong, weak, weak]
 
 
 def test_reserve_tells_how_far_the_stock_reaches(ends):

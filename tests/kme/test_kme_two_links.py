@@ -14,9 +14,10 @@ import pytest_asyncio
 from keysource.base import End, Origin, Owner, derive_key_id
 from keysource.kme import links, multicast
 from keysource.kme.config import EXAMPLE, ConfigError, load
+from keysource.kme.ground import EXHAUSTED, NotNow
 from keysource.kme.peering import PeerUnavailable
 from keysource.kme.records import LinkRow, Offer, Reservation, StoreError, Terms, Wanted
-from keysource.kme.site import EXHAUSTED, NotNow, Site
+from keysource.kme.site import Site
 
 SECOND = """
 [[link]]

@@ -133,7 +133,8 @@ def test_a_deposit_comes_out_as_it_went_in_and_its_pad_is_spent(home):
         b.add_block(row, 0, block_of(0))
         deposit = deposit_for(terms, key)
         for _ in range(2):  # an answer that was lost
-            assert b.deposit("other", terms, [deposit], 1.0).missing == []
+            answer = b.deposit("other", terms, [deposit], 1.0)
+            assert (answer.missing, answer.origin, answer.hops) == ([], Origin.SIMULATED, 3)
         assert b.counts("other").peer_free == 2
         [got] = b.fetch("sae-a", "sae-b", [deposit.key_id])
         assert (bytes(got.material), got.origin, got.hops) == (key, Origin.SIMULATED, 3)

@@ -30,6 +30,10 @@ TABLE = {
     "wrong-length": ({"blocked"}, {"pqc"}),
     "wrong-key": ({"blocked"}, {"pqc"}),
     "repeated-key": ({"blocked"}, {"pqc"}),
+    "out-of-step": ({"blocked"}, {"pqc"}),
+    "expired-certificate": ({"blocked"}, {"pqc"}),
+    "reset": ({"blocked"}, {"pqc"}),
+    "vendor-upper": ({"qkd"}, {"qkd"}),  # another spelling of a key_ID is the same key_ID
     "slow": (
         {"blocked", "qkd"},
         {"pqc", "qkd"},
@@ -101,7 +105,7 @@ def settle(pair: dict[str, Daemon], wanted: set[str], fault: str) -> None:
     """Until no epoch from before the fault can be alive, and both ends are in one of the states."""
     begun = {site: epochs(daemon) for site, daemon in pair.items()}
     for daemon in pair.values():
-        if wanted == {"pqc"}:  # a new epoch, not the last one
+        if wanted in ({"pqc"}, {"qkd"}):  # a new epoch, not the last one
             what = f"{daemon.site} ({daemon.name}): a new epoch under {fault}"
             wait_for(what, lambda d=daemon: epochs(d) > begun[d.site], within=30)
         if len(wanted) == 1:

@@ -217,6 +217,15 @@ def outcome(block: int, reason: Reason | None = None, qber: float = 0.005) -> Ou
     return Outcome(block, reason, Ledger(), keys, qber)
 
 
+async def test_a_preset_whose_blocks_err_more_than_the_limit_says_so_and_not_that_it_is_used_up(
+    tmp_path: Path,
+) -> None:
+    async with lone_end(tmp_path) as (link, _device):
+        assert "error of one block" not in str(link.waiting_for())
+        link.preset = PRESETS["small10"]
+        assert "of one block of preset small10 is up to 0.01, more than error_limit" in str(link.waiting_for())
+
+
 @pytest.mark.parametrize(("reason", "kind"), [
     (Reason.QBER, "qber"), (Reason.CHSH, "qber"), (Reason.MONITOR, "monitor"),
 ])  # fmt: skip

@@ -162,6 +162,9 @@ class LinkEnd:
 
     def waiting_for(self) -> str | None:
         """What a new block lacks at this end, None where nothing."""
+        if self.block_error > self.config.error_limit:
+            error = f"of preset {self.preset.name} is up to {self.block_error:.3g}"
+            return f"the error of one block {error}, more than error_limit = {self.config.error_limit:.3g} allows"
         if not self.hardware.ready:
             return self.hardware.trouble
         if (self.state.next_block + 1) * self.block_error > self.config.error_limit:
