@@ -191,6 +191,12 @@ class World:
             return said["state"] != "committing" and self.received["a"].keys() == self.received["c"].keys()
         return False
 
+    def running(self) -> bool:
+        """All nodes answer; one that was just started needs a moment, in which the others may go on without it."""
+        with contextlib.suppress(ControlError):
+            return all(self.status(node) for node in NODES)
+        return False
+
     def emptied(self) -> bool:
         return not any(device.status().blocks_held for device in self.devices.values())
 
@@ -202,6 +208,7 @@ class World:
 
     async def settled(self) -> None:
         """All nodes run: a new block comes to both ends, then there is none at one end only."""
+        await self.until("a node does not answer", self.running)
         before = len(self.received["a"])
 
         def more() -> bool:
